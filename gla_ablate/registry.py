@@ -1,0 +1,139 @@
+"""Names for classes whose options a YAML file can set: gates and data sources.
+
+A registered class states its options as the keyword-only parameters of `__init__`, each with a type and a default.
+That signature is the whole schema: validation, `--list-gates` and the resolved config of a trial read it here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from gla_ablate.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a registered class: its annotated type and its default (`REQUIRED` when it has none)."""
+
+    name: str
+    type: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+class Registry(Generic[T]):
+    """Maps a name to a class; `kind` is the word that error messages use ("gate", "data source")."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator. Registering a second class under a name raises `ConfigError`; a reload of the same one doesn't."""
+
+        def add(cls: type[T]) -> type[T]:
+            known = self._classes.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ConfigError(
+                    f"{self.kind} {name!r} is already registered by {known.__module__}.{known.__qualname__}"
+                )
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        return sorted(self._classes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+    def __getitem__(self, name: str) -> type[T]:
+        if name not in self._classes:
+            hint = nearest(str(name), self._classes)
+            raise ConfigError(f"unknown {self.kind} {name!r}{hint} (valid: {', '.join(self.names())})")
+        return self._classes[name]
+
+    def options(self, name: str) -> dict[str, Option]:
+        """The options of `name` in the order of its signature."""
+        init = self[name].__init__  # type: ignore[misc]  # the registry only ever holds concrete classes
+        hints = typing.get_type_hints(init)
+        return {
+            p.name: Option(p.name, hints.get(p.name, Any), p.default)
+            for p in inspect.signature(init).parameters.values()
+            if p.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+
+    def resolve(self, name: str, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """`given` checked against the options of `name` and completed with their defaults.
+
+        `where` is the dotted key under which the options stand in the config ("model.gate"). Raises `ConfigError`
+        that names the key, what was given and what is taken.
+        """
+        options = self.options(name)
+        for key in given:
+            if key not in options:
+                valid = ", ".join(options) or "no options"
+                raise ConfigError(
+                    f"{where}.{key}: {self.kind} {name!r} has no such option{nearest(key, options)} (it takes: {valid})"
+                )
+        resolved = {}
+        for key, option in options.items():
+            if key in given:
+                resolved[key] = check_type(given[key], option.type, f"{where}.{key}")
+            elif option.required:
+                raise ConfigError(f"{where}.{key}: {self.kind} {name!r} needs it ({type_name(option.type)})")
+            else:
+                resolved[key] = option.default
+        return resolved
+
+
+def type_name(kind: Any) -> str:
+    """A type as a user writes it: `int`, `list[int]`, `int | None`."""
+    if kind is type(None):
+        return "null"
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
+
+
+def check_type(value: Any, kind: Any, key: str) -> Any:
+    """`value` as `kind`, or `ConfigError` naming `key`. An int passes as a float and a numeric string ("1e-3", which YAML
+    1.1 reads as text) as the number it spells; a bool is never a number."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for arm in args:
+            try:
+                return check_type(value, arm, key)
+            except ConfigError:
+                continue
+    elif origin is typing.Literal:
+        if any(value == arm and type(value) is type(arm) for arm in args):
+            return value
+        raise ConfigError(
+            f"{key}: got {value!r}{nearest(str(value), map(str, args))} (valid: {', '.join(map(str, args))})"
+        )
+    elif origin is list:
+        if isinstance(value, (list, tuple)):
+            return [check_type(item, args[0], f"{key}[{i}]") for i, item in enumerate(value)]
+    elif kind is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    elif isinstance(kind, type) and isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        return value
+    raise ConfigError(f"{key}: got {value!r}, takes {type_name(kind)}")
