@@ -1,9 +1,27 @@
-"""The whole schema of a trial, as dataclasses. An experiment is this plus a grid (`experiment.py`)."""
+"""The whole schema of a trial, as dataclasses, and the way from plain values to it.
+
+An experiment is this plus a grid (`experiment.py`). Values come in layers (parts, `set`, a grid point, the command
+line): `merge` lays one over another and `resolve` checks what comes out.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from gla_ablate.errors import ConfigError, nearest
+from gla_ablate.registry import check_type
+from gla_ablate.yaml_io import read_yaml
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -43,7 +61,9 @@ class TrainerConfig:
     max_steps: int = 200
     val_every: int = 50  # steps between validations; one always runs at the end
     log_every: int = 10
-    precision: str = "auto"  # auto: bf16-mixed where the device has it, else 32-true
+    precision: Literal["auto", "32-true", "bf16-mixed"] = (
+        "auto"  # auto: bf16-mixed where the device has it, else 32-true
+    )
 
 
 @dataclass
@@ -56,3 +76,119 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     seed: int = 0
     plugins: list[str] = field(default_factory=list)  # files that register gates, absolute
+
+
+# Mappings that name a choice beside the options of that choice, with the keys that every choice has.
+CHOICES: dict[str, tuple[str, ...]] = {"model.gate": (), "data": ("seq_len", "batch_size")}
+
+# Numbers that no trial can have although their type is right: key → (what it takes, whether a value is that).
+RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "optim.lr": ("a number above 0", lambda x: 0 < x < math.inf),
+    "optim.weight_decay": ("a number from 0", lambda x: 0 <= x < math.inf),
+    "optim.warmup_steps": ("a whole number from 0", lambda x: x >= 0),
+    "optim.beta1": ("a number from 0 to below 1", lambda x: 0 <= x < 1),
+    "optim.beta2": ("a number from 0 to below 1", lambda x: 0 <= x < 1),
+    "optim.min_lr_ratio": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
+    "optim.grad_clip": ("a number from 0 (0: no clipping)", lambda x: 0 <= x < math.inf),
+    "trainer.max_steps": ("a whole number from 1", lambda x: x >= 1),
+    "trainer.val_every": ("a whole number from 1", lambda x: x >= 1),
+    "trainer.log_every": ("a whole number from 1", lambda x: x >= 1),
+}
+
+
+@contextmanager
+def located(where: object) -> Iterator[None]:
+    """Puts `where` (a file, the command line) before the message of a `ConfigError` from inside."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def merge(values: Mapping[str, Any], layer: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """`values` with `layer` laid over them; a key of `layer` may be dotted ("model.heads").
+
+    Options belong to their choice: a gate or data source given as a mapping with a `name` replaces the present one
+    whole, and `model.gate.name` alone drops the present one's options if it names another. The keys that every choice
+    has (`CHOICES`) stay. The order of keys within a layer doesn't matter.
+    """
+    merged = dict(values)
+    for key, value in sorted(layer.items(), key=_names_first):
+        head, _, rest = str(key).partition(".")
+        here = f"{where}.{head}" if where else head
+        old = merged.get(head)
+        if rest:
+            value = {rest: value}
+        if isinstance(value, Mapping):
+            old = old if isinstance(old, Mapping) else {}
+            if here in CHOICES and "name" in value and not (rest and value["name"] == old.get("name")):
+                old = {k: old[k] for k in CHOICES[here] if k in old}
+            merged[head] = merge(old, value, here)
+        elif isinstance(old, Mapping):
+            example = f", such as {{name: {value}}}" if here in CHOICES and isinstance(value, str) else ""
+            raise ConfigError(f"{here}: got {value!r}, takes a mapping{example}")
+        else:
+            merged[head] = value
+    return merged
+
+
+def _names_first(item: tuple[Any, Any]) -> tuple[int, bool]:
+    """Sorts whole mappings before keys inside them, and names of choices before their options."""
+    key = str(item[0])
+    return key.count("."), not key.endswith("name")
+
+
+def fill(schema: type[T], given: Mapping[str, Any], where: str = "") -> T:
+    """The dataclass `schema` with the values of `given`, each checked against its annotation; the rest by default.
+
+    Raises `ConfigError` for a key that `schema` doesn't have, for a value of another type and for a missing value.
+    """
+    kinds = typing.get_type_hints(schema)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in kinds:
+            raise ConfigError(f"{where}{key}: no such key{nearest(str(key), kinds)} (valid: {', '.join(kinds)})")
+        if dataclasses.is_dataclass(kinds[key]):
+            inner = check_type(value, dict[str, Any], f"{where}{key}")
+            values[key] = fill(typing.cast(type, kinds[key]), inner, f"{where}{key}.")
+        else:
+            values[key] = check_type(value, kinds[key], f"{where}{key}")
+    for f in dataclasses.fields(typing.cast(Any, schema)):
+        if f.name not in values and f.default is f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}{f.name}: missing")
+    return schema(**values)
+
+
+def resolve(values: Mapping[str, Any]) -> Config:
+    """A trial's values, checked whole and completed: schema, bounds, the gate's options and the data source's.
+
+    Loads the plugins that `values` name. Raises `ConfigError` that begins with the dotted key.
+    """
+    from gla_ablate.data import check_data  # here, so that reading the schema alone doesn't import torch
+    from gla_ablate.model import check_model, load_plugins
+
+    config = fill(Config, values)
+    for key, (takes, allows) in RULES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if not allows(value):
+            raise ConfigError(f"{key}: got {value}, takes {takes}")
+    load_plugins(config.plugins)
+    config.model = check_model(config.model)
+    config.data = check_data(config.data)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as plain nested dicts: what `config.yaml` holds."""
+    return dataclasses.asdict(config)
+
+
+def read_config(path: Path) -> Config:
+    """The resolved config in a trial's `config.yaml`."""
+    with located(path):
+        return resolve(read_yaml(path))
+
+
+def write_config(config: Config, path: Path) -> None:
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")

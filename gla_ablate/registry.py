@@ -39,7 +39,7 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator. Registering a second class under a name raises `ConfigError`; a reload of the same one doesn't."""
+        """Class decorator. A second class under a name raises `ConfigError`; a reload of the same one doesn't."""
 
         def add(cls: type[T]) -> type[T]:
             known = self._classes.get(name)
@@ -106,8 +106,8 @@ def type_name(kind: Any) -> str:
 
 
 def check_type(value: Any, kind: Any, key: str) -> Any:
-    """`value` as `kind`, or `ConfigError` naming `key`. An int passes as a float and a numeric string ("1e-3", which YAML
-    1.1 reads as text) as the number it spells; a bool is never a number."""
+    """`value` as `kind`, or `ConfigError` naming `key`. An int passes as a float, and so does a string that spells a
+    number ("1e-3"); a bool is never a number."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -126,6 +126,9 @@ def check_type(value: Any, kind: Any, key: str) -> Any:
     elif origin is list:
         if isinstance(value, (list, tuple)):
             return [check_type(item, args[0], f"{key}[{i}]") for i, item in enumerate(value)]
+    elif origin is dict:
+        if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+            return {k: check_type(item, args[1], f"{key}.{k}") for k, item in value.items()}
     elif kind is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
