@@ -1,0 +1,92 @@
+"""What `gated_linear_attention` takes, checked before anything is launched: each error names the argument and the fix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CHUNK_SIZES = (16, 32, 64, 128, 256)
+MAX_HEAD_DIM = 512
+
+
+def shape(x: Tensor) -> str:
+    return f"[{', '.join(map(str, x.shape))}]"
+
+
+def check_tensor(name: str, x: object, q: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name}: got {type(x).__name__}, takes a tensor")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{name}: got dtype {x.dtype}, takes float32, bfloat16, float16 or float64")
+    if x.device != q.device:
+        raise ValueError(f"{name}: got a tensor on {x.device}, takes one on q's device, {q.device}")
+
+
+def check_arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_size: int | str,
+) -> None:
+    """Shapes, dtypes, devices and the chunk size; reads no value of a tensor. Raises `ValueError`."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, x, q)
+        if x.dim() != 4:
+            raise ValueError(f"{name}: got shape {shape(x)}, takes four dimensions [B, T, H, channels]")
+    B, T, H, K = q.shape
+    V = v.shape[-1]
+    if k.shape != q.shape:
+        raise ValueError(f"k: got shape {shape(k)}, takes that of q, {shape(q)}")
+    if v.shape[:3] != q.shape[:3]:
+        raise ValueError(f"v: got shape {shape(v)}, takes [{B}, {T}, {H}, V] to go with q {shape(q)}")
+    for name, size in (("q", K), ("v", V)):
+        if not 1 <= size <= MAX_HEAD_DIM:
+            raise ValueError(f"{name}: got {size} channels a head, takes 1 to {MAX_HEAD_DIM}")
+    if g is not None:
+        check_tensor("g", g, q)
+        kinds = ((H,), (B, T, H), (B, T, H, K))
+        if tuple(g.shape) not in kinds:
+            takes = ", ".join(str(list(kind)) for kind in kinds)
+            raise ValueError(f"g: got shape {shape(g)}, takes one of {takes} (or None) to go with q {shape(q)}")
+    sequences = B
+    if cu_seqlens is not None:
+        sequences = check_cu_seqlens(cu_seqlens, q)
+    if initial_state is not None:
+        check_tensor("initial_state", initial_state, q)
+        takes = (sequences, H, K, V)
+        if tuple(initial_state.shape) != takes:
+            raise ValueError(f"initial_state: got shape {shape(initial_state)}, takes {list(takes)}")
+        if initial_state.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"initial_state: got dtype {initial_state.dtype}, takes float32 (float64 for float64 inputs)")
+    if chunk_size != "auto" and (isinstance(chunk_size, bool) or chunk_size not in CHUNK_SIZES):
+        raise ValueError(f"chunk_size: got {chunk_size!r}, takes {', '.join(map(str, CHUNK_SIZES))} or 'auto'")
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> int:
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        got = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        raise ValueError(f"cu_seqlens: got {got}, takes an int32 or int64 tensor")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(f"cu_seqlens: got shape {shape(cu_seqlens)}, takes [N + 1] with N ≥ 1 sequences")
+    if cu_seqlens.device != q.device:
+        raise ValueError(f"cu_seqlens: got a tensor on {cu_seqlens.device}, takes one on q's device, {q.device}")
+    if q.shape[0] != 1:
+        raise ValueError(f"cu_seqlens: got a batch of {q.shape[0]}, takes sequences packed into a batch of 1")
+    return cu_seqlens.shape[0] - 1
+
+
+def check_values(q: Tensor, g: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    """What costs a read of the data: gates ≤ 0 and not NaN, `cu_seqlens` rising from 0 to T. Raises `ValueError`."""
+    if g is not None:
+        wrong = ~(g <= 0)
+        if wrong.any():
+            where = tuple(wrong.nonzero()[0].tolist())
+            raise ValueError(f"g: got {g[where].item()} at index {list(where)}, takes log decays ≤ 0")
+    if cu_seqlens is not None:
+        ends = cu_seqlens.tolist()
+        if ends[0] != 0 or ends[-1] != q.shape[1] or any(a > b for a, b in zip(ends, ends[1:], strict=False)):
+            raise ValueError(f"cu_seqlens: got {ends}, takes offsets that rise from 0 to T = {q.shape[1]}")

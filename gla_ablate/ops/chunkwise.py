@@ -1,0 +1,104 @@
+r"""The chunkwise form in plain PyTorch, vectorised over chunks and blocks: the `"torch"` backend, for any device and dtype.
+
+Numerics, the same as the Triton kernels'. A score needs exp(g_{j+1} + … + g_i). A difference of two running sums loses the
+small steps that follow a large one, and anchored factors exp(±sum) overflow, so every exponent here is a sum *outward* from
+an anchor between j and i, and each pair of rows meets at exactly one anchor:
+
+* rows of two chunks: at the boundaries of the chunks (`prefix`, `suffix`; both ≤ 0);
+* rows of two halves of a 2w-row segment: at its middle, for w = C/2, C/4, …, the block size (both exponents ≤ 0);
+* rows of one block: at its centre, as exp(d_i) · exp(−d_j). Here alone an exponent can be positive, so here alone the
+  steps are bounded (`BLOCK`): a block's half times the bound stays inside the range of the dtype, and a step that decays by
+  more is invisible at its precision.
+
+Backward is autograd's. Because an exponent is a sum outward from its anchor, its gradient is too: dg collects only the pairs
+that cross a step, and the textbook's cancelling q·dq − k·dk never appears, but for the few rows of a block. There the
+pair (i, i), which no gate touches, is kept out of the products, since it would dominate both terms.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+# Rows of a block, and the step (nats) past which decay inside a block is cut: (rows / 2) · |bound| < log(largest number).
+BLOCK = {torch.float32: (8, -19.0), torch.float64: (8, -170.0)}
+
+
+def prefix(g: Tensor) -> Tensor:
+    """Row i of each segment `[..., w, K]`: g_0 + … + g_i."""
+    return g.cumsum(-2)
+
+
+def suffix(g: Tensor) -> Tensor:
+    """Row j of each segment `[..., w, K]`: g_{j+1} + … + g_{w−1}, summed from the end: no subtraction."""
+    return pad(g[..., 1:, :].flip(-2).cumsum(-2).flip(-2), (0, 0, 0, 1))
+
+
+def channel_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
+    """Scores inside chunks `[..., C, C]` (zero above the diagonal) for gates on channels; q, k, g `[..., C, K]`."""
+    C, K = q.shape[-2:]
+    block, bound = BLOCK[g.dtype]
+    blocks = (*q.shape[:-2], C // block, block)
+    half = (*blocks[:-1], 2, block // 2, K)
+    step = g.clamp(min=bound).view(half)
+    d = torch.stack((-suffix(step[..., 0, :, :]), prefix(step[..., 1, :, :])), -3).view(*blocks, K)
+    qb, kb = q.view(*blocks, K), k.view(*blocks, K)
+    inner = ((qb * d.exp()) @ (kb * (-d).exp()).mT).tril(-1) + torch.diag_embed((qb * kb).sum(-1))
+    scores = inner  # [..., segments, w, w], joined in pairs until one segment is left
+    w = block
+    while w < C:
+        pairs = (*q.shape[:-2], C // (2 * w), 2, w)
+        qs, ks, gs = (x.view(*pairs, K) for x in (q, k, g))
+        upper = qs[..., 1, :, :] * prefix(gs[..., 1, :, :]).exp()
+        lower = ks[..., 0, :, :] * suffix(gs[..., 0, :, :]).exp()
+        s = scores.view(*pairs, w)
+        top = pad(s[..., 0, :, :], (0, w))
+        scores = torch.cat((top, torch.cat((upper @ lower.mT, s[..., 1, :, :]), -1)), -2)
+        w *= 2
+    return scores.squeeze(-3)
+
+
+def head_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
+    """Scores inside chunks for one gate a head and token: q, k `[..., C, K]`, g `[..., C]`."""
+    C = g.shape[-1]
+    after = torch.ones(C, C, dtype=torch.bool, device=g.device).tril(-1)
+    steps = torch.where(after, g[..., :, None], 0.0)  # step t counts for column j < t
+    return (q @ k.mT).tril() * steps.cumsum(-2).exp()
+
+
+def chunkwise(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """`o [B, T, H, V]` and the final state `[B, H, K, V]`; q already scaled, all tensors fp32 or all fp64.
+
+    `g`: None, `[H]`, `[B, T, H]` or `[B, T, H, K]`; a gate without channels is never widened to K.
+    """
+    T = q.shape[1]
+    if T == 0:
+        return torch.zeros_like(v), initial_state
+    chunk = min(chunk, max(16, 1 << (T - 1).bit_length()))  # a chunk longer than the sequence is padding only
+    n = -(-T // chunk)
+
+    def split(x: Tensor) -> Tensor:  # [B, T, H, ...] → [B, H, N, C, ...]; padding neither writes to the state nor decays it
+        x = pad(x, (0, 0) * (x.dim() - 2) + (0, n * chunk - T))
+        return x.view(x.shape[0], n, chunk, *x.shape[2:]).movedim(3, 1)
+
+    qc, kc, vc = split(q).contiguous(), split(k).contiguous(), split(v).contiguous()
+    if g is not None and g.dim() == 4:
+        gc = split(g).contiguous()
+        scores = channel_scores(qc, kc, gc)
+        into, out, whole = prefix(gc).exp(), suffix(gc).exp(), gc.sum(-2).exp()
+    elif g is not None:
+        gc = split(g) if g.dim() == 3 else split(g[None, None].expand(1, T, -1))  # [B or 1, H, N, C]
+        scores = head_scores(qc, kc, gc)
+        column = gc[..., None]
+        into, out, whole = prefix(column).exp(), suffix(column).exp(), gc.sum(-1, keepdim=True).exp()
+    else:
+        scores = (qc @ kc.mT).tril()
+        into = out = whole = None
+    added = (kc if out is None else kc * out).mT @ vc  # what each chunk writes, [B, H, N, K, V]
+    states, state = [], initial_state
+    for i in range(n):
+        states.append(state)
+        state = (state if whole is None else whole[:, :, i, :, None] * state) + added[:, :, i]
+    o = scores @ vc + (qc if into is None else qc * into) @ torch.stack(states, 2)
+    return o.movedim(1, 3).flatten(1, 2)[:, :T], state

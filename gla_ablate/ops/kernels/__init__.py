@@ -1,0 +1,1 @@
+"""The Triton kernels. One file a kernel; `driver` allocates, launches and says with what parameters."""

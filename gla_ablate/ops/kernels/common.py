@@ -1,0 +1,113 @@
+r"""What the kernels share: the kinds of gate, where a tile lies, and the decay over rows and tiles.
+
+Vocabulary. A *chunk* is the user's `chunk_size` C of tokens, at whose borders states are kept. A *tile* is what a program works
+on: BT = min(C, 64) rows of a sequence; a chunk has TPC = C / BT of them. `i_t` counts tiles over all sequences, `i_s` inside one.
+Decays are log2 sums in fp32, each a sum outward from its anchor (see `gla_ablate.ops.chunkwise`), so exp2 never sees a
+difference of running sums. `prefix` of row i: g over the tile's rows up to and with i; `suffix`: over those after i.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# The kind of gate: a constexpr of every kernel. Only CHANNEL does arithmetic on K channels of decay.
+NONE, HEAD, TOKEN, CHANNEL = range(4)
+
+_HEAD = tl.constexpr(HEAD)
+_TOKEN = tl.constexpr(TOKEN)
+_CHANNEL = tl.constexpr(CHANNEL)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def locate(i_t, cu_seqlens, tiles, T, NT, VARLEN: tl.constexpr):
+    """Sequence, tile inside it, first row (64 bits: offsets pass 2³¹) and length of the sequence that tile `i_t` lies in."""
+    if VARLEN:
+        i_n = tl.load(tiles + 2 * i_t)
+        i_s = tl.load(tiles + 2 * i_t + 1)
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = (tl.load(cu_seqlens + i_n + 1) - first).to(tl.int32)
+    else:
+        i_n = i_t // NT
+        i_s = i_t % NT
+        first = i_n.to(tl.int64) * T
+        length = T
+    return i_n, i_s, first, length
+
+
+@triton.jit
+def head_gate(g, i_h):
+    """The fixed log2 decay of a head; a floor keeps 0 · (−inf) out of the closed forms below."""
+    return tl.maximum(tl.load(g + i_h).to(tl.float32) * LOG2E, -1e30)
+
+
+@triton.jit
+def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
+    """prefix, suffix `[BT]` of a tile, for gates without channels."""
+    o_i = tl.arange(0, BT)
+    if GATE == _HEAD:
+        b_g = head_gate(g, i_h)
+        prefix = b_g * (o_i + 1)
+        suffix = b_g * tl.maximum(tl.minimum(length - i_s * BT, BT) - 1 - o_i, 0)
+    else:
+        o_t = i_s * BT + o_i
+        p_g = g + (first + o_t) * H + i_h
+        prefix = tl.cumsum(tl.load(p_g, mask=o_t < length, other=0.0) * LOG2E)
+        # the rows shifted by one, so that the sum from the end leaves the row itself out without a subtraction
+        after = (o_i + 1 < BT) & (o_t + 1 < length)
+        suffix = tl.cumsum(tl.load(p_g + H, mask=after, other=0.0) * LOG2E, reverse=True)
+    return prefix, suffix
+
+
+@triton.jit
+def channel_decay(g, first, i_s, length, i_h, o_k, w: tl.constexpr, bound, H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr):
+    """prefix, suffix `[BT, BK]` inside each w rows of a tile, for gates on channels, each step not below `bound` (log2)."""
+    o_i = tl.arange(0, BT)
+    o_t = i_s * BT + o_i
+    m_k = o_k < K
+    p_g = g + ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
+    after = ((o_i + 1) % w != 0) & (o_t + 1 < length)
+    b_g = tl.load(p_g, mask=(o_t < length)[:, None] & m_k[None, :], other=0.0) * LOG2E
+    b_n = tl.load(p_g + H * K, mask=after[:, None] & m_k[None, :], other=0.0) * LOG2E
+    b_g = tl.reshape(tl.maximum(b_g, bound), (BT // w, w, o_k.shape[0]))
+    b_n = tl.reshape(tl.maximum(b_n, bound), (BT // w, w, o_k.shape[0]))
+    prefix = tl.reshape(tl.cumsum(b_g, axis=1), (BT, o_k.shape[0]))
+    suffix = tl.reshape(tl.cumsum(b_n, axis=1, reverse=True), (BT, o_k.shape[0]))
+    return prefix, suffix
+
+
+@triton.jit
+def span(
+    g, total, first, i_t, i_s, a, b, length, i_h, o_k,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """log2 decay over the tiles a … b − 1 of the sequence: `[BK]` for gates on channels, else one number."""
+    if GATE == _CHANNEL:
+        s = tl.zeros([o_k.shape[0]], dtype=tl.float32)
+        for m in range(a, b):
+            row = (i_t - i_s + m).to(tl.int64) * H + i_h
+            s += tl.load(total + row * K + o_k, mask=o_k < K, other=0.0)
+    elif GATE == _TOKEN:
+        s = 0.0
+        for m in range(a, b):
+            o_t = m * BT + tl.arange(0, BT)
+            s += tl.sum(tl.load(g + (first + o_t) * H + i_h, mask=o_t < length, other=0.0)) * LOG2E
+    elif GATE == _HEAD:
+        s = head_gate(g, i_h) * tl.maximum(tl.minimum(b * BT, length) - a * BT, 0)
+    else:
+        s = 0.0
+    return s
+
+
+@triton.jit
+def head_matrix(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
+    """Decay `[BT, BT]` from row j to row i ≥ j of one tile for gates without channels (log2; junk above the diagonal)."""
+    o_i = tl.arange(0, BT)
+    if GATE == _HEAD:
+        e = head_gate(g, i_h) * tl.maximum(o_i[:, None] - o_i[None, :], 0)
+    else:
+        o_t = i_s * BT + o_i
+        b_g = tl.load(g + (first + o_t) * H + i_h, mask=o_t < length, other=0.0) * LOG2E
+        e = tl.cumsum(tl.where(o_i[:, None] > o_i[None, :], b_g[:, None], 0.0), axis=0)
+    return e

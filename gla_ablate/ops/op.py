@@ -1,0 +1,120 @@
+"""The public op: checks its arguments, settles dtypes and hands over to the Triton kernels or to plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gla_ablate.ops.checks import check_arguments, check_values
+from gla_ablate.ops.chunkwise import chunkwise
+
+BACKENDS = ("auto", "triton", "torch")
+DEFAULT_CHUNK = 64
+
+
+def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
+    """`"triton"` or `"torch"` for a device ("auto": Triton on CUDA; float64 is for torch alone). Raises `ValueError`."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}, takes {', '.join(BACKENDS)}")
+    kind = torch.device(device).type
+    if backend == "auto":
+        return "triton" if kind == "cuda" and dtype != torch.float64 else "torch"
+    if backend == "triton" and dtype == torch.float64:
+        raise ValueError("backend: got 'triton' with float64 inputs, takes 'torch' for them")
+    if backend == "triton" and kind != "cuda" and not interpreted():
+        raise ValueError(
+            f"backend: got 'triton' with tensors on {kind}, takes them on cuda (or on cpu under TRITON_INTERPRET=1)"
+        )
+    return backend
+
+
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, which is settled when they are first imported."""
+    try:
+        from gla_ablate.ops.kernels.scan import scan_kernel
+    except ImportError as error:
+        raise ValueError(f"backend: got 'triton', which this machine can't import ({error}); takes 'torch'") from error
+    return type(scan_kernel).__name__ == "InterpretedFunction"
+
+
+def gated_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | str = 64,
+    backend: str = "auto",
+    check_inputs: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    r"""Gated linear attention: `S_t = diag(exp(g_t)) S_{t-1} + k_tᵀ v_t`, `o_t = scale · q_t S_t`.
+
+    Args:
+        q, k: `[B, T, H, K]`, v: `[B, T, H, V]`; K and V from 1 to 512, any T ≥ 0. float32, bfloat16, float16, or float64
+            (torch backend). Under autocast they are cast as a matrix product's operands would be; else mixed dtypes are
+            promoted. The products of 16-bit inputs accumulate in fp32.
+        g: log forget gate ≤ 0, computed with in fp32 (fp64 for fp64 inputs): None, `[H]` (one fixed decay a head),
+            `[B, T, H]` (a head and token) or `[B, T, H, K]` (a channel). −inf is allowed. A gate above 0 or NaN is the
+            caller's error, found with `check_inputs`.
+        scale: of q; `K ** -0.5` unless given.
+        initial_state: `[N, H, K, V]` fp32 (fp64 for fp64 inputs), N = B, or the number of packed sequences.
+        output_final_state: return the state after the last token, in the same shape and dtype.
+        cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; sequences may be empty.
+        chunk_size: 16, 32, 64, 128, 256 or "auto". Changes speed, never the result beyond rounding.
+        backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), or "auto".
+        check_inputs: also read the values of g and cu_seqlens, which on a GPU waits for them.
+
+    Returns:
+        o `[B, T, H, V]` in the dtype of the (promoted) inputs, and the final state or None.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes. RuntimeError on a second derivative (Triton).
+
+    Precision: any g ≤ 0 gives finite results and gradients. Inside a diagonal block of 16 rows (8 for fp32) a step that
+    decays by more than exp(−9) (fp32: exp(−19)) counts as that much; across blocks decay is exact.
+
+    Source: Gated Linear Attention Transformers with Hardware-Efficient Training (arXiv 2312.06635), section 4.
+    """
+    check_arguments(q, k, v, g, initial_state, cu_seqlens, chunk_size)
+    if check_inputs:
+        check_values(q, g, cu_seqlens)
+    device = q.device.type
+    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    chunk = DEFAULT_CHUNK if isinstance(chunk_size, str) else chunk_size
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    g = None if g is None else g.to(wide)
+    start = None if initial_state is None else initial_state.to(wide)
+    if resolve_backend(backend, q.device, dtype) == "torch":
+        with torch.autocast(device, enabled=False):
+            o, end = packed_chunkwise(q.to(wide) * scale, k.to(wide), v.to(wide), g, start, cu_seqlens, chunk)
+        return o.to(dtype), end if output_final_state else None
+    from gla_ablate.ops import library  # Triton takes a while to import, and some machines have none
+
+    q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
+    g = None if g is None else g.contiguous()
+    start = None if start is None else start.contiguous()
+    o, end, _ = library.forward(q, k, v, g, start, cu_seqlens, scale, chunk, output_final_state)
+    return o, end if output_final_state else None
+
+
+def packed_chunkwise(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, start: Tensor | None, cu_seqlens: Tensor | None, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """`chunkwise`, sequence by sequence where they are packed."""
+    H, K, V = *q.shape[2:], v.shape[-1]
+    if cu_seqlens is None:
+        return chunkwise(q, k, v, g, q.new_zeros(q.shape[0], H, K, V) if start is None else start, chunk)
+    ends = cu_seqlens.tolist()
+    start = q.new_zeros(len(ends) - 1, H, K, V) if start is None else start
+    parts = []
+    for i, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        gate = g if g is None or g.dim() == 1 else g[:, a:b]
+        parts.append(chunkwise(q[:, a:b], k[:, a:b], v[:, a:b], gate, start[i : i + 1], chunk))
+    return torch.cat([o for o, _ in parts], 1), torch.cat([s for _, s in parts])
