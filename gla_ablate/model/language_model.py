@@ -20,7 +20,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, gates: list[Gate]) -> None:
         super().__init__()
-        # Not nn.Embedding's own draw, which `initialise` would overwrite: on the meta device it loads torch's compiler (1.3 s).
+        # Without nn.Embedding's own draw: it is not needed, and on the meta device it loads torch's compiler (1.3 s).
         self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, config.dim), freeze=False)
         self.blocks = nn.ModuleList(Block(config, gate) for gate in gates)
         self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)

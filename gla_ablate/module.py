@@ -1,0 +1,119 @@
+"""The LightningModule: loss, validation metrics, optimiser and schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from gla_ablate.config import Config, OptimConfig
+from gla_ablate.data import build_source
+from gla_ablate.model import build_model
+from gla_ablate.tracking import NonFinite, log_metrics
+
+IGNORED = -100  # a target that doesn't count
+
+
+class AblationModule(L.LightningModule):
+    """A language model trained on next-token cross entropy, averaged over the targets that count.
+
+    A batch is `{"inputs": [B,T], "targets": [B,T]}` of token ids, a target of −100 being ignored. Logs, with the number
+    of optimiser steps done: val/loss (nats a token), val/ppl, and val/bpb where the data know their bytes per token,
+    else val/accuracy. The training curves are `tracking.TrainingLog`'s.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        source = build_source(config.data)
+        self.bytes_per_token = source.bytes_per_token
+        self.model = build_model(config.model, source.vocab_size, config.seed)
+        # "disable": the other strategies wait for the device at each update, and drop the NaN that must be seen
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_accuracy = MeanMetric(nan_strategy="disable")
+        self.grad_norm: Tensor | None = None  # of the last step, before clipping
+        self.step_lr = 0.0  # of the last step
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)
+
+    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Adds "labelled", the flat indices of the targets that count, if some don't. Done while the batch is in host
+        memory: on a GPU the search would make every step wait for the device."""
+        counts = batch["targets"].flatten() != IGNORED  # [B·T]
+        return batch if counts.all() else batch | {"labelled": counts.nonzero().squeeze(1)}
+
+    def logits_and_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits [N,vocab] and targets [N] at the N positions that count; the head doesn't see the others."""
+        hidden = self.model.hidden(batch["inputs"]).flatten(0, 1)  # [B·T, dim]
+        targets = batch["targets"].flatten()  # [B·T]
+        if "labelled" in batch:
+            hidden, targets = hidden[batch["labelled"]], targets[batch["labelled"]]
+        return self.model.head(hidden), targets
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logits, targets = self.logits_and_targets(batch)
+        return F.cross_entropy(logits.float(), targets)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        logits, targets = self.logits_and_targets(batch)
+        self.val_loss.update(F.cross_entropy(logits.float(), targets), weight=len(targets))
+        if self.bytes_per_token is None:
+            self.val_accuracy.update((logits.argmax(-1) == targets).float().mean(), weight=len(targets))
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.val_loss.compute().double()
+        self.val_loss.reset()
+        if not loss.isfinite():
+            raise NonFinite("val/loss", loss.item(), self.trainer.global_step)
+        metrics = {"val/loss": loss.item(), "val/ppl": loss.exp().item()}
+        if self.bytes_per_token is None:
+            metrics["val/accuracy"] = self.val_accuracy.compute().item()
+            self.val_accuracy.reset()
+        else:
+            metrics["val/bpb"] = metrics["val/loss"] / math.log(2) / self.bytes_per_token
+        if self.trainer.global_step >= self.config.trainer.max_steps:
+            metrics["hp/metric"] = metrics["val/loss"]  # the HParams tab's, under a tag of its own: one point, no curve
+        log_metrics(self.trainer, metrics)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips to the global norm and keeps that norm for the log: computed once, and never waited for."""
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        self.step_lr = optimizer.param_groups[0]["lr"]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW that decays matrices alone (norm weights, biases and a gate's vectors are left free)."""
+        optim = self.config.optim
+        matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
+        vectors = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
+        optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            fused=True,
+        )
+        max_steps = self.config.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, optim, max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the config as plain values, so that the file says what it holds and loads with `weights_only=True`."""
+        checkpoint["config"] = dataclasses.asdict(self.config)
+
+
+def lr_factor(step: int, optim: OptimConfig, max_steps: int) -> float:
+    """The learning rate of 0-based `step` as a fraction of `optim.lr`: linear up to 1 at the end of the warm-up, then
+    half a cosine that reaches `min_lr_ratio` at the last step."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    progress = (step - optim.warmup_steps) / max(1, max_steps - 1 - optim.warmup_steps)
+    return optim.min_lr_ratio + (1 - optim.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

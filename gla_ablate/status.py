@@ -1,0 +1,65 @@
+"""`status.json` of a trial: where it stands, for whoever watches. Needs the standard library alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` in one step: a reader sees the old content or the new, never half of it."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+class Status:
+    """The status of the trial that runs in this process, written to `path` at most `1 / every` times a second.
+
+    `status` is running | finished | failed | interrupted; a launcher writes "queued" before there is a process.
+    """
+
+    def __init__(self, path: Path, every: float = 0.5) -> None:
+        self.path = path
+        self.every = every
+        self.step = 0
+        self.max_steps = 0
+        self.loss: float | None = None
+        self.tokens_per_s: float | None = None
+        self._started = datetime.now(UTC)
+        self._written = -math.inf
+        self.write("running")
+
+    @property
+    def seconds(self) -> float:
+        return (datetime.now(UTC) - self._started).total_seconds()
+
+    def progress(self, step: int, loss: float | None, tokens_per_s: float | None) -> None:
+        """Called after each step; costs a look at the clock between writes."""
+        self.step, self.loss, self.tokens_per_s = step, loss, tokens_per_s
+        if time.monotonic() - self._written >= self.every:
+            self.write("running")
+
+    def write(self, status: str, reason: str | None = None) -> None:
+        """Write now. `reason` is one short line for a status that isn't "finished"."""
+        self._written = time.monotonic()
+        write_json(
+            self.path,
+            {
+                "status": status,
+                "step": self.step,
+                "max_steps": self.max_steps,
+                "loss": self.loss,
+                "tokens_per_s": self.tokens_per_s,
+                "reason": reason,
+                "started": self._started.isoformat(timespec="seconds"),
+                "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(self.seconds, 3),
+                "pid": os.getpid(),
+            },
+        )

@@ -1,0 +1,261 @@
+"""What a trial tells while it runs: training curves, gate statistics, and the loggers that keep them.
+
+Everything is logged by `log_metrics`, with the number of optimiser steps done: Lightning's own `self.log` would count
+from 0 and does work on every step, while here the device is waited for only every `log_every` steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import Tensor, nn
+
+from gla_ablate.config import Config
+
+HISTOGRAM_VALUES = 4096  # values drawn from a gate's output for a histogram
+
+
+class NonFinite(ArithmeticError):
+    """A loss is NaN or infinite: the trial has failed."""
+
+    def __init__(self, what: str, value: float, step: int) -> None:
+        super().__init__(f"{what} is {value} at step {step}")
+
+
+def log_metrics(trainer: L.Trainer, metrics: dict[str, float]) -> None:
+    """Hand `metrics` to all loggers under the number of optimiser steps done."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step)
+
+
+class MetricsCSV(Logger):
+    """`metrics.csv` in long form, `step,metric,value`, in full precision, flushed as it comes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("w", buffering=1)
+        self._file.write("step,metric,value\n")
+        self.last: dict[str, float] = {}  # metric → the value logged last
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """They are in `config.yaml`."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._file.write("".join(f"{step},{metric},{value!r}\n" for metric, value in metrics.items()))
+        self.last.update(metrics)
+
+
+class TrainingLog(L.Callback):
+    """Logs train/loss, train/grad_norm, lr and train/tokens_per_s every `log_every` steps and after the last one; stops
+    a trial whose loss isn't finite; reports progress.
+
+    train/loss is the loss of the step itself. Speed is taken over the steps since the last log, without validation.
+    """
+
+    def __init__(self, log_every: int, progress: Callable[[int, float | None, float | None], None]) -> None:
+        """`progress(step, last known loss, last known tokens/s)` is called after each step."""
+        self.log_every = log_every
+        self.progress = progress
+        self.tokens = 0  # trained on so far
+        self.rates: list[float] = []  # tokens/s of each interval between two logs
+        self._losses: list[Tensor] = []  # of the steps since the last log, on the device
+        self._loss: float | None = None
+        self._clock = Stopwatch()
+        self._tokens_at_log = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._clock.start()
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()  # queued training steps are training time
+        self._clock.stop()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        self._losses.append(outputs["loss"])
+        self.tokens += batch["inputs"].numel()
+        if step % self.log_every == 0 or step == trainer.max_steps:
+            self._log(trainer, module)
+        self.progress(step, self._loss, self.rates[-1] if self.rates else None)
+
+    def _log(self, trainer: L.Trainer, module: Any) -> None:
+        losses = torch.stack(self._losses).tolist()  # the one place where the host waits for the device
+        self._losses.clear()
+        for step, loss in enumerate(losses, start=trainer.global_step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise NonFinite("loss", loss, step)
+        self._loss = losses[-1]
+        self.rates.append((self.tokens - self._tokens_at_log) / self._clock.lap())
+        self._tokens_at_log = self.tokens
+        metrics = {
+            "train/loss": self._loss,
+            "train/grad_norm": module.grad_norm.item(),
+            "lr": module.step_lr,
+            "train/tokens_per_s": self.rates[-1],
+        }
+        log_metrics(trainer, metrics)
+        print(
+            f"step {trainer.global_step}/{trainer.max_steps}  loss {self._loss:.4f}  {self.rates[-1]:,.0f} tokens/s",
+            flush=True,
+        )
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Median over the intervals between logs; the first, which holds the warm-up, only counts if it is alone."""
+        return median(self.rates[1:] or self.rates)
+
+
+class Stopwatch:
+    """Seconds that it ran since the last lap."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Go on, if stopped."""
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """Pause, if running."""
+        if self._started is not None:
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
+
+    def lap(self) -> float:
+        """The seconds since the last lap; the next begins, running."""
+        self.stop()
+        seconds, self._seconds = self._seconds, 0.0
+        self.start()
+        return seconds
+
+
+class GateStatistics(L.Callback):
+    """What the gates do on the validation data, for each layer l and head h, logged after each validation:
+
+    gate/layer{l}/head{h}/forget    mean forget gate exp(g) over tokens and channels
+    gate/layer{l}/head{h}/memory    the memory length in tokens that it means, −1 / mean g, at most `seq_len`
+
+    and in TensorBoard, under `…_histogram`, the distribution of both over the tokens and channels of the first batch.
+    Without decay, forget is 1 and memory `seq_len`.
+    """
+
+    def __init__(self, seq_len: int) -> None:
+        self.seq_len = seq_len
+        self._hooks: list[Any] = []
+        self._sums: list[Tensor] = []  # a layer: [2, H], batch rows · means of exp(g) and of g
+        self._samples: list[Tensor] = []  # a layer: [H, n], values of g
+        self._rows = 0
+
+    def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._sums, self._samples, self._rows = [], [], 0
+        for layer, block in enumerate(module.model.blocks):
+            self._hooks.append(block.mixer.gate.register_forward_hook(self._observer(layer, block.mixer.heads)))
+
+    def _observer(self, layer: int, heads: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor | None], None]:
+        def observe(gate: nn.Module, args: tuple[Tensor, ...], g: Tensor | None) -> None:
+            x = args[0]
+            values = by_head(g, heads, x.device)  # [H, n]
+            sums = len(x) * torch.stack([values.exp().mean(1), values.mean(1)])
+            if layer == len(self._sums):  # the first batch
+                self._sums.append(sums)
+                self._samples.append(values[:, :: math.ceil(values.shape[1] / HISTOGRAM_VALUES)])
+            else:
+                self._sums[layer] += sums
+            if layer == 0:
+                self._rows += len(x)
+
+        return observe
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        means = torch.stack(self._sums).cpu() / self._rows  # [L, 2, H]
+        scalars = {}
+        for layer, (forget, g) in enumerate(means):
+            for head, (f, m) in enumerate(zip(forget.tolist(), memory_length(g, self.seq_len).tolist(), strict=True)):
+                scalars[f"gate/layer{layer}/head{head}/forget"] = f
+                scalars[f"gate/layer{layer}/head{head}/memory"] = m
+        log_metrics(trainer, scalars)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                self._add_histograms(logger, trainer.global_step)
+
+    def _add_histograms(self, logger: TensorBoardLogger, step: int) -> None:
+        for layer, sample in enumerate(self._samples):
+            for head, g in enumerate(sample.cpu()):
+                tag = f"gate/layer{layer}/head{head}"
+                logger.experiment.add_histogram(f"{tag}/forget_histogram", g.exp(), step)
+                logger.experiment.add_histogram(f"{tag}/memory_histogram", memory_length(g, self.seq_len), step)
+
+
+def by_head(g: Tensor | None, heads: int, device: torch.device) -> Tensor:
+    """A gate's output in any of its shapes → [H, n], n values a head; no gate is a g of 0."""
+    if g is None:
+        return torch.zeros(heads, 1, device=device)
+    if g.ndim == 1:  # [H]
+        return g.float().unsqueeze(1)
+    return g.float().movedim(2, 0).flatten(1)  # [B, T, H] or [B, T, H, K]
+
+
+def memory_length(g: Tensor, cap: int) -> Tensor:
+    """Tokens after which a log decay of g a token has forgotten all but 1/e: −1/g, at most `cap`."""
+    return g.abs().reciprocal().clamp(max=cap)
+
+
+def declare_hparams(logger: TensorBoardLogger, config: Config) -> None:
+    """Enter the trial in TensorBoard's HParams tab, with `hp/metric` as its metric.
+
+    Lightning's `log_hyperparams` would log a value along with it, a stray point before there is a metric.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    params = flat_hparams(config)
+    logger.hparams.update(params)  # for the hparams.yaml that the logger writes beside its events
+    writer = logger.experiment._get_file_writer()
+    for summary in hparams(params, {"hp/metric": 0.0}):
+        writer.add_summary(summary)
+
+
+def flat_hparams(config: Config) -> dict[str, bool | int | float | str]:
+    """The config as flat, typed keys, the same in every trial: HParams hides a run that lacks one or types it
+    otherwise. The options that only some gates or data sources have are one text each."""
+
+    def options(values: dict[str, Any], *but: str) -> str:
+        return ", ".join(f"{key}={value}" for key, value in values.items() if key not in but)
+
+    flat: dict[str, bool | int | float | str] = {
+        "model.gate": config.model.gate["name"],
+        "model.gate_options": options(config.model.gate, "name"),
+        "data": config.data["name"],
+        "data.seq_len": config.data["seq_len"],
+        "data.batch_size": config.data["batch_size"],
+        "data_options": options(config.data, "name", "seq_len", "batch_size"),
+        "seed": config.seed,
+    }
+    for part in ("model", "optim", "trainer"):
+        flat |= {
+            f"{part}.{k}": v for k, v in vars(getattr(config, part)).items() if isinstance(v, bool | int | float | str)
+        }
+    return flat
