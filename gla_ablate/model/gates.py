@@ -132,8 +132,9 @@ class FixedDecayGate(Gate):
 
     def __init__(self, shape: GateShape) -> None:
         super().__init__()
-        decay = torch.log1p(-(2.0 ** (-5.0 - torch.arange(shape.heads, dtype=torch.float64))))
-        self.register_buffer("g", decay.float(), persistent=False)  # [H]
+        # Plain numbers: arithmetic on meta tensors, as in `count_parameters`, costs a second of imports inside torch.
+        decay = [math.log1p(-(2.0 ** (-5 - head))) for head in range(shape.heads)]
+        self.register_buffer("g", torch.tensor(decay), persistent=False)  # [H]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.g
