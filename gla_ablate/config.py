@@ -79,7 +79,7 @@ class Config:
 
 
 # Mappings that name a choice beside the options of that choice, with the keys that every choice has.
-CHOICES: dict[str, tuple[str, ...]] = {"model.gate": (), "data": ("seq_len", "batch_size")}
+CHOICES: dict[str, tuple[str, ...]] = {"model.gate": (), "data": ("seq_len", "batch_size", "val_tokens")}
 
 # Numbers that no trial can have although their type is right: key → (what it takes, whether a value is that).
 RULES: dict[str, tuple[str, Callable[[float], bool]]] = {

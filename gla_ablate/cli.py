@@ -1,0 +1,129 @@
+"""The command: `python run.py EXPERIMENT.yaml [key=value …]`. Arguments in, exit code out.
+
+0: all trials finished; 1: some trial failed; 2: a mistake in the command or the configuration; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from gla_ablate.errors import ConfigError
+from gla_ablate.experiment import Experiment, Trial, load_experiment, record, trials
+from gla_ablate.status import write_json
+
+WIDTH_OF_A_LOG = 160  # columns of a table that isn't printed on a terminal
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see python run.py --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; a `ConfigError` becomes one line on stderr."""
+    try:
+        return _run(_parser().parse_intermixed_args(arguments))
+    except ConfigError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="run.py", description="Run a grid of trials and report on it.", allow_abbrev=False)
+    parser.add_argument("experiment", nargs="?", type=Path, help="a YAML such as experiments/quickstart.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="in every trial; it fixes an axis of the grid"
+    )
+    parser.add_argument("--jobs", type=_at_least_one, help="trials at a time (default: one per GPU, else 2)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all experiments (default: runs)")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print every trial and what it costs, start nothing")
+    instead.add_argument("--report", action="store_true", help="write the report of what has run, start nothing")
+    instead.add_argument("--list-gates", action="store_true", help="print the gates, an experiment's plugins included")
+    return parser
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from 1")
+    return int(text)
+
+
+def _run(given: argparse.Namespace) -> int:
+    # Late imports: torch takes seconds that --help and a mistyped file shouldn't cost, and pandas seconds that only
+    # the report should.
+    console = _console()
+    if given.experiment is None:
+        if not given.list_gates:
+            raise ConfigError("which experiment? (such as experiments/quickstart.yaml; see python run.py --help)")
+    else:
+        experiment = load_experiment(given.experiment, given.overrides)
+        grid = trials(experiment)
+    if given.list_gates:
+        from gla_ablate.listing import print_gates
+
+        print_gates(console)
+        return 0
+    if given.dry_run:
+        from gla_ablate.listing import print_trials
+
+        print_trials(grid, console)
+        return 0
+    folder = given.out / experiment.name
+    if not given.report:
+        code = _launch(experiment, grid, folder, given.jobs, console)
+        if code == 130:
+            return code
+    from gla_ablate.report import write_report
+
+    write_report(folder, console)
+    return 0 if given.report else code
+
+
+def _launch(experiment: Experiment, grid: list[Trial], folder: Path, jobs: int | None, console: Console) -> int:
+    """Run what isn't finished of `grid` in `folder`; the exit code."""
+    from gla_ablate.launch.local import prepare, run_trials
+    from gla_ablate.launch.slots import divide
+    from gla_ablate.launch.view import make_view
+    from gla_ablate.trial import is_finished
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "run.lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"{folder}: another run.py is at work here") from error
+    except OSError as error:
+        raise ConfigError(f"--out: {folder}: {(error.strerror or str(error)).lower()}") from error
+    with lock:
+        todo = prepare(grid, folder)
+        write_json(folder / "experiment.json", record(experiment, grid, shlex.join(["python", *sys.argv])))
+        slots = divide(jobs)
+        done = len(grid) - len(todo)
+        skipped = f", {done} finished already" if done else ""
+        at_once = f", {len(slots)} at a time" if todo else ""
+        console.print(f"{experiment.name}: {len(grid)} trials{skipped}{at_once}, in {folder}", highlight=False)
+        with make_view(console, todo, done) as view:
+            interrupted = run_trials(todo, folder, slots, view)
+    if interrupted:
+        console.print("interrupted; the same command goes on with what is left", highlight=False)
+        return 130
+    return 0 if all(is_finished(folder / trial.id) for trial in grid) else 1
+
+
+def _console() -> Console:
+    """Where results go. Off a terminal nothing is folded to 80 columns."""
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=WIDTH_OF_A_LOG if wide else None)

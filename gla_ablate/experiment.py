@@ -1,0 +1,262 @@
+"""An experiment YAML → a list of trials.
+
+The values of a trial come in layers, each over the last: the schema's defaults, the parts named by `base`, `set`, the
+grid point, the command line. The whole grid is checked before a caller sees a single trial.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from gla_ablate.config import Config, check_type, fill, located, merge, resolve, to_dict
+from gla_ablate.errors import ConfigError, nearest
+from gla_ablate.grid import MISSING, Axis, build_axes, fix, lookup, matches, points, spell
+from gla_ablate.yaml_io import parse_yaml, read_yaml
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+NOT_IDENTITY = (
+    "seed",
+    "plugins",
+    "trainer.log_every",
+)  # keys that tell no two trials' results apart, or stand elsewhere
+LABEL_LENGTH = 80  # characters of a folder's name before the hash
+
+
+@dataclass
+class ReportSettings:
+    """What the report compares: a logged tag, which end of it is good, and the points that others are held against."""
+
+    metric: str = "val/loss"
+    mode: Literal["min", "max"] = "min"
+    pick: Literal["last", "best"] = "last"  # which of a trial's values of the metric
+    baseline: dict[str, Any] = field(default_factory=dict)  # dotted key → value; empty: none
+
+
+@dataclass
+class ExperimentFile:
+    """The keys of an experiment YAML."""
+
+    name: str
+    base: list[str] = field(default_factory=list)
+    set: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    zip: list[dict[str, list[Any]]] = field(default_factory=list)
+    exclude: list[dict[str, Any]] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    report: ReportSettings = field(default_factory=ReportSettings)
+    plugins: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment with its parts merged and its grid laid out; what remains is to combine them (`trials`)."""
+
+    name: str
+    path: Path
+    values: dict[str, Any]  # of every trial before its grid point
+    axes: list[Axis]
+    overrides: dict[str, Any]  # of every trial after its grid point
+    exclude: list[dict[str, Any]]
+    seeds: list[int]
+    report: ReportSettings
+
+    @property
+    def factors(self) -> list[str]:
+        """The dotted keys that the grid varies, in order."""
+        return [key for axis in self.axes for key in axis[0]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a grid point with a seed. `id` is the name of its folder."""
+
+    id: str
+    point: dict[str, Any]  # factor → value as the grid writes it
+    seed: int
+    config: Config
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in the file at `path`, with `key=value` overrides of the command line.
+
+    An override holds for every trial, fixes the axis that it touches, and `seeds=[…]` replaces the seeds. Raises
+    `ConfigError` for any mistake that shows before the grid is expanded.
+    """
+    given = _parse_overrides(overrides)
+    content = read_yaml(path)
+    with located(path):
+        file = fill(ExperimentFile, content)
+        _check_name(file.name)
+    values = to_dict(Config())
+    for name in file.base:
+        part = _find_part(name, path)
+        layer = read_yaml(part)
+        with located(part):
+            values = _lay(values, layer)
+    with located(path):
+        values = _lay(values, file.set)
+        values["plugins"] = [str((path.parent / plugin).resolve()) for plugin in file.plugins]
+        axes = build_axes(file.grid, file.zip)
+        for row in (row for axis in axes for row in axis):
+            _lay(values, row)
+        _check_conditions(values, axes, file)
+    with located("command line"):
+        seeds = _check_seeds(check_type(given.pop("seeds", file.seeds), list[int], "seeds"))
+        _lay(values, given)
+        for key, value in given.items():
+            axes = [fix(axis, key, value) for axis in axes]
+    return Experiment(file.name, path, values, axes, given, file.exclude, seeds, file.report)
+
+
+def trials(experiment: Experiment) -> list[Trial]:
+    """Every trial of the grid in order, seeds varying fastest, each config resolved and checked.
+
+    Raises `ConfigError` for a point that makes no valid trial, for two trials with the same identity, and for a grid
+    that `exclude` leaves empty.
+    """
+    where = f"{experiment.path} with {spell(experiment.overrides)}" if experiment.overrides else str(experiment.path)
+    found: dict[str, Trial] = {}
+    with located(where):
+        for point in points(experiment.axes):
+            values = merge(merge(experiment.values, point), experiment.overrides)
+            if any(matches(values, condition) for condition in experiment.exclude):
+                continue
+            try:
+                config = resolve(values)
+            except ConfigError as error:
+                at = f" (at {spell(point)})" if point else ""
+                raise ConfigError(f"{error}{at}") from error
+            hash = identity(config)
+            for seed in experiment.seeds:
+                key = f"{hash}-seed{seed}"
+                if key in found:
+                    raise ConfigError(f"two points are the same trial: {spell(found[key].point)} and {spell(point)}")
+                found[key] = Trial(f"{_label(point)}-{key}", point, seed, replace(config, seed=seed))
+        if not found:
+            raise ConfigError("exclude: leaves no point of the grid")
+    return list(found.values())
+
+
+def identity(config: Config) -> str:
+    """8 hex digits that are equal for configs with equal results, up to the seed: the start of the sha256 of the config
+    without `NOT_IDENTITY`, and of the file that the gate came from, if it is a plugin's."""
+    from gla_ablate.model import plugin_sha256  # here, so that `import gla_ablate.experiment` stays light
+
+    content = to_dict(config)
+    for key in NOT_IDENTITY:
+        *sections, name = key.split(".")
+        del (content[sections[0]] if sections else content)[name]
+    content["plugin"] = plugin_sha256(config.model.gate["name"])
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def record(experiment: Experiment, trials: list[Trial], command: str) -> dict[str, Any]:
+    """What `experiment.json` holds: all that a report needs to know of the grid."""
+    return {
+        "name": experiment.name,
+        "command": command,
+        "factors": experiment.factors,
+        "report": asdict(experiment.report),
+        "trials": [{"id": trial.id, "point": trial.point, "seed": trial.seed} for trial in trials],
+    }
+
+
+def _parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """`["model.heads=4"]` → `{"model.heads": 4}`; a value is read as YAML."""
+    given = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"command line: got {text!r}, takes key=value")
+        with located(f"command line: {key}"):
+            given[key] = parse_yaml(value)
+    return given
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
+        raise ConfigError(
+            f"name: got {name!r}, takes letters, digits, '-', '_' and '.', and stays in the output folder"
+        )
+
+
+def _check_seeds(seeds: list[int]) -> list[int]:
+    if not seeds:
+        raise ConfigError("seeds: empty list, takes at least one")
+    for i, seed in enumerate(seeds):
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seeds[{i}]: got {seed}, takes a whole number from 0 to 4294967295")
+        if seed in seeds[:i]:
+            raise ConfigError(f"seeds: {seed} stands twice")
+    return seeds
+
+
+def _find_part(name: str, experiment: Path) -> Path:
+    """The file that `base` names: `model/tiny` is `model/tiny.yaml` beside the experiment, or in `configs/`."""
+    folders = (experiment.parent, CONFIGS)
+    for folder in folders:
+        part = folder / f"{name}.yaml"
+        if part.is_file():
+            return part
+    known = {str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml")}
+    valid = ", ".join(sorted(known))
+    raise ConfigError(
+        f"{experiment}: base: no part {name!r}{nearest(name, known)} (valid: {valid}, or a file beside it)"
+    )
+
+
+def _lay(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`layer` over `values`, with its keys and types checked so that a mistake is blamed on the file it stands in."""
+    for key in layer:
+        if key in ("seed", "plugins"):
+            raise ConfigError(f"{key}: stands at the top of an experiment, as {'seeds' if key == 'seed' else key}")
+    merged = merge(values, layer)
+    fill(Config, merged)
+    return merged
+
+
+def _check_conditions(values: dict[str, Any], axes: list[Axis], file: ExperimentFile) -> None:
+    """Every entry of `exclude` and the baseline hit some point of the grid as it stands in the file."""
+    grid = [merge(values, point) for point in points(axes)]
+    conditions = {f"exclude[{i}]": condition for i, condition in enumerate(file.exclude)}
+    if file.report.baseline:
+        conditions["report.baseline"] = file.report.baseline
+    for where, condition in conditions.items():
+        for key in condition:
+            if all(lookup(point, key) is MISSING for point in grid):
+                known = {k for point in grid for k in _dotted(point)}
+                raise ConfigError(f"{where}.{key}: no such key{nearest(key, known)}")
+        if not any(matches(point, condition) for point in grid):
+            raise ConfigError(f"{where}: {{{spell(condition)}}} matches no point of the grid")
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """All dotted keys of nested mappings, those of the mappings included."""
+    keys = []
+    for key, value in values.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            keys += _dotted(value, f"{prefix}{key}.")
+    return keys
+
+
+def _label(point: dict[str, Any]) -> str:
+    """A point as part of a folder's name: `data_dependent-rank16-heads2`; letters, digits, `-`, `_` and `.` only."""
+    words = []
+    for key, value in point.items():
+        options = value if isinstance(value, Mapping) else {key: value}
+        for option, choice in options.items():
+            name = str(option).rpartition(".")[2]
+            words.append(str(choice) if name == "name" else f"{name}{'' if _is_number(choice) else '-'}{choice}")
+    label = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words))[:LABEL_LENGTH].strip("-._")
+    return label or "base"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

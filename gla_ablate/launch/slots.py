@@ -1,0 +1,34 @@
+"""How one machine is divided among trials that run at the same time."""
+
+from __future__ import annotations
+
+import os
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """The visible GPUs as `CUDA_VISIBLE_DEVICES` names them, without a CUDA context in this process."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:count] if named else [str(i) for i in range(count)]
+
+
+def divide(jobs: int | None) -> list[dict[str, str]]:
+    """The environment of each of `jobs` slots: a GPU where there are any, in turn, and an equal share of the cores.
+
+    By default a slot per GPU, or without GPUs two (one on a single core). An `OMP_NUM_THREADS` of the user's stands.
+    """
+    devices = gpus()
+    count = jobs or len(devices) or min(2, cores())
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
+    slots = [{"OMP_NUM_THREADS": threads} for _ in range(count)]
+    for i, slot in enumerate(slots):
+        if devices:
+            slot["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
+    return slots

@@ -1,0 +1,130 @@
+"""What a user sees while trials run: one live table on a terminal, a line per event elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from gla_ablate.experiment import Trial
+from gla_ablate.launch.state import State
+
+STYLES = {"running": "cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow", "queued": "dim"}
+SHOWN_FIRST = ("running", "failed", "interrupted", "queued", "finished")  # when not all trials fit on the screen
+
+
+class View:
+    """Plain lines: a trial's start, its end, nothing in between."""
+
+    def __init__(self, console: Console, trials: list[Trial], finished: int) -> None:
+        """`trials` will run; `finished` more of the grid were done before."""
+        self.console = console
+        self.trials = trials
+        self.total = len(trials) + finished
+        self.finished = finished
+        self.began = time.monotonic()
+        self.states = {trial.id: State(max_steps=trial.config.trainer.max_steps) for trial in trials}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False)
+
+    def started(self, trial: Trial) -> None:
+        self.states[trial.id].status = "running"
+        self.say(f"started      {trial.id}")
+
+    def ended(self, trial: Trial, state: State) -> None:
+        self.states[trial.id] = state
+        self.finished += state.status == "finished"
+        style = STYLES[state.status]
+        self.say(f"[{style}]{state.status:<12}[/] {trial.id}: {escape(outcome(state))} ({self.count()})")
+
+    def stopping(self, running: int) -> None:
+        self.say(f"[yellow]stopping {running} running trials; once more to kill them[/]")
+
+    def tick(self, running: dict[str, State]) -> None:
+        self.states |= running
+
+    def count(self) -> str:
+        return f"{self.finished} of {self.total} finished"
+
+
+class LiveView(View):
+    """A table that is drawn over itself, with a row per trial as far as the screen reaches."""
+
+    def __enter__(self) -> Self:
+        self.live = Live(console=self.console, get_renderable=self.render, refresh_per_second=4, transient=True)
+        self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def started(self, trial: Trial) -> None:
+        self.states[trial.id].status = "running"
+
+    def ended(self, trial: Trial, state: State) -> None:
+        self.states[trial.id] = state
+        self.finished += state.status == "finished"
+        if state.status == "failed":  # stays above the table when it has scrolled out of it
+            self.say(f"[{STYLES['failed']}]failed[/] {trial.id}: {escape(outcome(state))}")
+
+    def render(self) -> Group:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("trial", overflow="fold")
+        table.add_column("status")
+        for name in ("step", "loss", "tokens/s", "time"):
+            table.add_column(name, justify="right", no_wrap=True)
+        rows = sorted(self.states.items(), key=lambda item: SHOWN_FIRST.index(item[1].status))
+        room = max(3, self.console.height - 6)
+        for id, state in rows if len(rows) <= room else rows[:room]:
+            table.add_row(
+                id,
+                Text(state.status, style=STYLES[state.status]),
+                f"{state.step}/{state.max_steps}",
+                number(state.loss, ".3f"),
+                number(state.tokens_per_s, ",.0f"),
+                clock(state.seconds),
+            )
+        hidden = f", {len(rows) - room} more trials not shown" if len(rows) > room else ""
+        elapsed = clock(time.monotonic() - self.began)
+        return Group(table, Text(f"{self.count()} after {elapsed}{hidden} · Ctrl-C stops, the same command goes on"))
+
+
+def make_view(console: Console, trials: list[Trial], finished: int) -> View:
+    live = console.is_terminal and not console.is_dumb_terminal
+    return (LiveView if live else View)(console, trials, finished)
+
+
+def outcome(state: State) -> str:
+    """How a trial ended, in a line."""
+    if state.status == "finished":
+        return f"{state.step} steps in {clock(state.seconds)}, loss {number(state.loss, '.3f')}"
+    return state.reason or f"at step {state.step}"
+
+
+def number(value: float | None, spec: str) -> str:
+    return "–" if value is None else format(value, spec)
+
+
+def clock(seconds: float) -> str:
+    """`3:07`, or `1:02:03` from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
