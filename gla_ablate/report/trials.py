@@ -1,0 +1,156 @@
+"""What an experiment's folder says: its grid, and for each trial its state, curves, result and stamp.
+
+Reads `experiment.json` and each trial's `status.json`, `metrics.csv`, `result.json` and `stamp.json`; nothing else.
+A trial that still runs may be read: a half-written last line of `metrics.csv` is left out.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gla_ablate.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The `report:` part of an experiment."""
+
+    metric: str = "val/loss"  # any logged tag
+    mode: str = "min"  # min | max: which end of the metric is good
+    pick: str = "last"  # last | best: which of a trial's logged values stands for it
+    baseline: dict[str, Any] = field(default_factory=dict)  # dotted key → value; empty: no differences are shown
+
+    @property
+    def panels(self) -> list[str]:
+        """Tags that get a panel of curves, the metric last."""
+        return [tag for tag in ("train/loss", "val/loss") if tag != self.metric] + [self.metric]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as its files tell it. It `counts` in its grid point's mean if it finished with a finite metric."""
+
+    id: str
+    point: dict[str, Any]  # factor → value
+    seed: int
+    status: str  # finished | failed | interrupted | running | queued | not started
+    reason: str  # why it doesn't count; empty for one that does
+    value: float | None  # the metric so far, as `pick` says; None if never logged or not finite
+    step: int | None  # optimiser steps done at `value`
+    curves: dict[str, pd.DataFrame]  # panel's tag → columns step, value; only tags that were logged
+    tags: frozenset[str]  # every tag that was logged
+    result: dict[str, Any]
+    stamp: dict[str, Any]
+
+    @property
+    def counts(self) -> bool:
+        return self.status == "finished" and self.value is not None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`experiment.json` with its trials' files."""
+
+    name: str
+    factors: list[str]
+    settings: Settings
+    trials: list[Trial]
+    command: str | None  # the line that made it, where the launcher noted it
+
+    def hint(self) -> str:
+        """What to say when no trial logged the metric: the nearest logged tag."""
+        tags = sorted(set().union(*(trial.tags for trial in self.trials)))
+        if not tags or self.settings.metric in tags:
+            return ""
+        metric = self.settings.metric
+        return f"No trial logged {metric!r}{nearest(metric, tags)} (logged: {', '.join(tags)})."
+
+
+def load(folder: Path) -> Experiment:
+    """The experiment in `folder`; `ConfigError` if there is none."""
+    record = read_json(folder / "experiment.json")
+    if not record:
+        raise ConfigError(
+            f"{folder}: no experiment.json here, so there is nothing to report (run the experiment first)"
+        )
+    report = record.get("report") or {}
+    given = {key: report[key] for key in ("metric", "mode", "pick", "baseline") if report.get(key) is not None}
+    settings = Settings(**given)
+    trials = [load_trial(folder / t["id"], t["id"], t["point"], t["seed"], settings) for t in record["trials"]]
+    return Experiment(record["name"], record["factors"], settings, trials, record.get("command"))
+
+
+def load_trial(folder: Path, id: str, point: dict[str, Any], seed: int, settings: Settings) -> Trial:
+    """The trial in `folder`, which need not exist yet."""
+    result, stamp, progress = (read_json(folder / name) for name in ("result.json", "stamp.json", "status.json"))
+    metrics = read_metrics(folder / "metrics.csv")
+    by_tag = dict(iter(metrics.groupby("metric")[["step", "value"]]))
+    value, step, trouble = pick(by_tag.get(settings.metric), settings)
+    status, reason = state(progress, result)
+    return Trial(
+        id=id,
+        point=point,
+        seed=seed,
+        status=status,
+        reason=trouble if status == "finished" else reason,
+        value=value,
+        step=step,
+        curves={tag: by_tag[tag] for tag in settings.panels if tag in by_tag},
+        tags=frozenset(by_tag),
+        result=result,
+        stamp=stamp,
+    )
+
+
+def state(progress: dict[str, Any], result: dict[str, Any]) -> tuple[str, str]:
+    """(status, why it isn't finished) from `status.json` and `result.json`, which is written last."""
+    status = progress.get("status", "not started")
+    at = f"at step {progress.get('step') or 0} of {progress.get('max_steps')}"
+    if status == "finished":
+        return ("finished", "") if result else ("interrupted", "ended before it wrote its result")
+    if status == "running":
+        return status, at
+    if status == "failed":
+        return status, progress.get("reason") or f"{at}, no reason given"
+    if status == "interrupted":
+        return status, progress.get("reason") or at
+    return status, "waits for its turn" if status == "queued" else ""
+
+
+def pick(curve: pd.DataFrame | None, settings: Settings) -> tuple[float | None, int | None, str]:
+    """(value, its step, what is wrong) of the metric's curve. `best` looks among finite values only."""
+    if curve is None:
+        return None, None, f"logged no {settings.metric}"
+    if settings.pick == "best":
+        finite = curve[curve["value"].abs() < math.inf]
+        if finite.empty:
+            return None, None, f"{settings.metric} was never finite"
+        values = finite["value"]
+        row = finite.loc[values.idxmin() if settings.mode == "min" else values.idxmax()]
+    else:
+        row = curve.iloc[-1]
+    value, step = float(row["value"]), int(row["step"])
+    if not math.isfinite(value):
+        return None, step, f"{settings.metric} is {value} at step {step}"
+    return value, step, ""
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """`metrics.csv` as columns step (int), metric (str), value (float, may be NaN), in the order of steps."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole_lines = text[: text.rfind("\n") + 1] or "step,metric,value\n"
+    frame = pd.read_csv(io.StringIO(whole_lines), dtype={"step": "int64"}, converters={"value": float})  # exact
+    frame["value"] = frame["value"].astype("float64")  # a frame without rows has no types yet
+    return frame.sort_values("step", kind="stable", ignore_index=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, or an empty one if there is no such file (its writers replace it whole)."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
