@@ -36,7 +36,10 @@ def fit(config: Config, folder: Path, status: Status) -> dict[str, Any]:
     warnings.filterwarnings("ignore", ".*overridden `on_before_batch_transfer`.*")  # as intended: the module's is used
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolve_precision(config.trainer.precision, device)
-    backend = resolve_backend(config.model.backend, device)
+    try:
+        backend = resolve_backend(config.model.backend, device)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
     status.max_steps = config.trainer.max_steps
 
     data = DataModule(config.data, config.seed)

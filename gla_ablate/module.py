@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 
 from gla_ablate.config import Config, OptimConfig
 from gla_ablate.data import build_source
+from gla_ablate.data.source import IGNORED
 from gla_ablate.model import build_model
 from gla_ablate.tracking import NonFinite, log_metrics
-
-IGNORED = -100  # a target that doesn't count
 
 
 class AblationModule(L.LightningModule):
@@ -35,9 +34,11 @@ class AblationModule(L.LightningModule):
         source = build_source(config.data)
         self.bytes_per_token = source.bytes_per_token
         self.model = build_model(config.model, source.vocab_size, config.seed)
-        # "disable": the other strategies wait for the device at each update, and drop the NaN that must be seen
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_accuracy = MeanMetric(nan_strategy="disable")
+        # Over the targets of one validation. "disable", since the other strategies wait for the device at each update and
+        # drop the NaN that must be seen; sums, since torchmetrics' weighted mean loses its weights under "disable".
+        self.val_loss, self.val_correct, self.val_targets = (
+            SumMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(3)
+        )
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.step_lr = 0.0  # of the last step
 
@@ -64,24 +65,26 @@ class AblationModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         logits, targets = self.logits_and_targets(batch)
-        self.val_loss.update(F.cross_entropy(logits.float(), targets), weight=len(targets))
+        self.val_targets.update(len(targets))
+        self.val_loss.update(F.cross_entropy(logits.float(), targets, reduction="sum"))
         if self.bytes_per_token is None:
-            self.val_accuracy.update((logits.argmax(-1) == targets).float().mean(), weight=len(targets))
+            self.val_correct.update((logits.argmax(-1) == targets).sum())
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.val_loss.compute().double()
-        self.val_loss.reset()
+        targets = self.val_targets.compute()
+        loss = self.val_loss.compute() / targets
         if not loss.isfinite():
             raise NonFinite("val/loss", loss.item(), self.trainer.global_step)
         metrics = {"val/loss": loss.item(), "val/ppl": loss.exp().item()}
         if self.bytes_per_token is None:
-            metrics["val/accuracy"] = self.val_accuracy.compute().item()
-            self.val_accuracy.reset()
+            metrics["val/accuracy"] = (self.val_correct.compute() / targets).item()
         else:
             metrics["val/bpb"] = metrics["val/loss"] / math.log(2) / self.bytes_per_token
         if self.trainer.global_step >= self.config.trainer.max_steps:
             metrics["hp/metric"] = metrics["val/loss"]  # the HParams tab's, under a tag of its own: one point, no curve
         log_metrics(self.trainer, metrics)
+        for total in (self.val_loss, self.val_correct, self.val_targets):
+            total.reset()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -1,18 +1,21 @@
-"""What a model costs: parameters, recurrent state, FLOPs. All from the config, on the meta device, without memory."""
+"""What a model costs: parameters, recurrent state, FLOPs. From the config, without the memory that the model takes."""
 
 from __future__ import annotations
 
 import torch
 
 from gla_ablate.config import ModelConfig
-from gla_ablate.model.language_model import build_gates, build_model
-from gla_ablate.model.shapes import ffn_width, key_width, value_width
+from gla_ablate.model.language_model import LanguageModel, build_gates
+from gla_ablate.model.shapes import build_gate, ffn_width, key_width, value_width
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:
     """All parameters, each counted once however many modules share it."""
+    gates = build_gates(
+        config, seed=0
+    )  # real ones: they are small, and most of torch on the meta device loads its compiler
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(config, vocab_size).parameters())
+        return sum(parameter.numel() for parameter in LanguageModel(config, vocab_size, gates).parameters())
 
 
 def state_size(config: ModelConfig) -> int:
@@ -32,8 +35,7 @@ def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> float
         + 2 d · vocab                                    output head
     """
     d, d_k, d_v = config.dim, key_width(config), value_width(config)
-    with torch.device("meta"):
-        gate = build_gates(config, seed=0)[0]
+    gate = build_gate(config, layer=0, seed=0)
     gate_weights = sum(parameter.numel() for parameter in gate.parameters() if parameter.ndim >= 2)
     chunk = min(config.chunk_size, seq_len)
     layer = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from gla_ablate.model.block import Block
 from gla_ablate.model.gates import GATES, Gate
 from gla_ablate.model.initialise import initialise, seeded
 from gla_ablate.model.mixer import NORM_EPS
-from gla_ablate.model.shapes import gate_options, gate_shape
+from gla_ablate.model.shapes import build_gate, gate_shape
 
 
 class LanguageModel(nn.Module):
@@ -40,22 +38,17 @@ class LanguageModel(nn.Module):
 
 
 def build_gates(config: ModelConfig, seed: int) -> list[Gate]:
-    """One gate a layer. What a gate draws on construction depends on the seed and its layer alone."""
-    gate_class: Callable[..., Gate] = GATES[config.gate["name"]]
+    """One gate a layer, on the CPU."""
     with seeded(seed, "gate.shared"):
         shared = GATES[config.gate["name"]].build_shared(gate_shape(config, layer=0))
-    gates = []
-    for layer in range(config.layers):
-        with seeded(seed, f"gate.{layer}"):
-            gate = gate_class(gate_shape(config, layer), **gate_options(config))
-        if shared is not None:
-            gate.shared = shared
-        gates.append(gate)
+    gates = [build_gate(config, layer, seed) for layer in range(config.layers)]
+    for gate in gates:
+        gate.shared = shared
     return gates
 
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int = 0) -> LanguageModel:
-    """The network with its initial weights, on the current default device; torch's generators are left untouched.
+    """The network with its initial weights; torch's generators are left untouched.
 
     `config` has passed `check_model`. Every weight outside the gates is a function of (seed, its name) alone.
     """

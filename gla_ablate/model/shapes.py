@@ -1,4 +1,4 @@
-"""The widths that follow from a `ModelConfig`, and the check that they come out whole. Builds nothing."""
+"""The widths that follow from a `ModelConfig`, and the check that a model can have them. Builds no more than a gate."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from gla_ablate.config import ModelConfig
 from gla_ablate.errors import ConfigError, nearest
-from gla_ablate.model.gates import GATES, GateShape
+from gla_ablate.model.gates import GATES, Gate, GateShape
+from gla_ablate.model.initialise import seeded
 
 BACKENDS = ("auto", "triton", "torch")
 MAX_HEAD_DIM = 512  # the op's limit on K and V
@@ -42,9 +41,12 @@ def gate_shape(config: ModelConfig, layer: int) -> GateShape:
     )
 
 
-def gate_options(config: ModelConfig) -> dict:
-    """The gate's own options, without its name."""
-    return {key: value for key, value in config.gate.items() if key != "name"}
+def build_gate(config: ModelConfig, layer: int, seed: int) -> Gate:
+    """The gate of one layer. What it draws on construction depends on the seed and the layer alone."""
+    gate_class: Callable[..., Gate] = GATES[config.gate["name"]]
+    options = {key: value for key, value in config.gate.items() if key != "name"}
+    with seeded(seed, f"gate.{layer}"):
+        return gate_class(gate_shape(config, layer), **options)
 
 
 def check_model(config: ModelConfig) -> ModelConfig:
@@ -96,14 +98,12 @@ def _check_gate(config: ModelConfig) -> dict:
         raise ConfigError(
             f"model.gate.name: unknown gate {name!r}{nearest(name, GATES.names())} (valid: {', '.join(GATES.names())})"
         )
-    gate_class: Callable[..., object] = GATES[name]
-    options = GATES.resolve(name, gate_options(config), "model.gate")
-    # Only the gate itself knows which values of its options make sense: build one without memory.
-    try:
-        with torch.device("meta"):
-            gate_class(gate_shape(config, layer=0), **options)
+    options = {key: value for key, value in config.gate.items() if key != "name"}
+    gate = {"name": name, **GATES.resolve(name, options, "model.gate")}
+    try:  # only the gate itself knows which values of its options make sense
+        build_gate(replace(config, gate=gate), layer=0, seed=0)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"model.gate: gate {name!r} refuses its options: {error}") from error
-    return {"name": name, **options}
+    return gate
