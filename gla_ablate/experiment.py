@@ -25,6 +25,16 @@ NOT_IDENTITY = (
     "plugins",
     "trainer.log_every",
 )  # keys that tell no two trials' results apart, or stand elsewhere
+METRICS = (
+    "val/loss",
+    "val/ppl",
+    "val/bpb",
+    "val/accuracy",
+    "train/loss",
+    "train/grad_norm",
+    "train/tokens_per_s",
+    "lr",
+)
 LABEL_LENGTH = 80  # characters of a folder's name before the hash
 
 
@@ -93,6 +103,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     with located(path):
         file = fill(ExperimentFile, content)
         _check_name(file.name)
+        _check_metric(file.report.metric)
     values = to_dict(Config())
     for name in file.base:
         part = _find_part(name, path)
@@ -183,6 +194,13 @@ def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
         raise ConfigError(
             f"name: got {name!r}, takes letters, digits, '-', '_' and '.', and stays in the output folder"
+        )
+
+
+def _check_metric(tag: str) -> None:
+    if tag not in METRICS and not tag.startswith("gate/"):  # gate/layer0/head0/memory and its like
+        raise ConfigError(
+            f"report.metric: no such metric {tag!r}{nearest(tag, METRICS)} (valid: {', '.join(METRICS)}, gate/…)"
         )
 
 

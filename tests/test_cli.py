@@ -1,0 +1,207 @@
+"""The command as a user types it: exit codes, messages, what is written, and one grid from start to report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from gla_ablate.cli import main
+from gla_ablate.model import GATES
+
+ROOT = Path(__file__).parents[1]
+TINY = """
+name: t
+base: [model/tiny]
+set:
+  model: {dim: 16, layers: 1, heads: 1, chunk_size: 16}
+  data: {name: mqar, vocab_size: 32, pairs: 2, seq_len: 16, batch_size: 2, train_examples: 64, val_tokens: 64}
+  trainer: {max_steps: 3, val_every: 3, log_every: 1}
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def run_py(*arguments: str | Path, **options) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "run.py", *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options)
+
+
+BAD = {
+    "a mistyped key": (TINY + "  optim: {lrr: 1.0}", [], "t.yaml: optim.lrr: no such key, did you mean 'lr'?"),
+    "an unknown gate": (TINY + "  model.gate.name: nnone", [], "model.gate.name: unknown gate 'nnone', did you mean"),
+    "heads that don't divide": (TINY + "grid: {model.heads: [3]}", [], "model.heads: got 3"),
+    "a bad chunk size": (TINY + "grid: {model.chunk_size: [48]}", [], "model.chunk_size: got 48"),
+    "an empty grid": (TINY + "grid: {model.heads: []}", [], "grid.model.heads: empty list"),
+    "a syntax error": ("name: t\nset: [1\n", [], "t.yaml:3:1: "),
+    "a key twice": ("name: t\nname: t\n", [], "t.yaml:2:1: key 'name' stands twice"),
+    "a list": ("- name: t\n", [], "takes a mapping"),
+    "two trials alike": (TINY + "grid: {model.heads: [1, 1]}", [], "two points are the same trial: model.heads=1 and"),
+    "a missing part": ("name: t\nbase: [model/tiney]", [], "no part 'model/tiney', did you mean 'model/tiny'?"),
+    "a missing plugin": (TINY + "plugins: [gone.py]", [], "plugins: no such file"),
+    "a name that climbs out": ("name: ../t\n", [], "name: got '../t'"),
+    "an override without a value": (TINY, ["model.heads"], "takes key=value"),
+    "a mistyped override": (TINY, ["modle.heads=1"], "modle: no such key, did you mean 'model'?"),
+    "no jobs": (TINY, ["--jobs", "0"], "--jobs: got '0', takes a whole number from 1"),
+    "an unknown flag": (TINY, ["--dryrun"], "--dryrun"),
+    "two things at once": (TINY, ["--dry-run", "--report"], "not allowed with"),
+    "a report of nothing": (TINY, ["--report"], "no experiment.json"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(case, tmp_path, capsys):
+    text, arguments, message = BAD[case]
+    file = write(tmp_path / "t.yaml", text)
+    assert main([str(file), "--out", str(tmp_path / "runs"), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1 and message in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [([], "which experiment?"), (["gone.yaml"], "gone.yaml: no such file")]
+)
+def test_without_an_experiment_there_is_one_line_and_exit_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_made_is_told(tmp_path, capsys):
+    file = write(tmp_path / "t.yaml", TINY)
+    assert main([str(file), "--out", str(file)]) == 2
+    assert "error: --out: " in capsys.readouterr().err
+
+
+def test_dry_run_prints_every_trial_with_its_cost_and_writes_nothing(tmp_path, capsys):
+    file = write(tmp_path / "t.yaml", TINY + "grid: {model.gate.name: [none, fixed_decay]}\nseeds: [0, 1]")
+    assert main([str(file), "--dry-run", "seeds=[5]", "--out", str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if "-seed5" in line]
+    assert [row[0].split("-")[0] for row in rows] == ["none", "fixed_decay"]
+    for _, parameters, state, tokens, steps in rows:
+        assert int(parameters.replace(",", "")) > 1000
+        assert (state, tokens, steps) == (
+            "128",
+            "96",
+            "3",
+        )  # 1 layer · 1 head · K 8 · V 16; 3 steps · 2 rows · 16 tokens
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_dry_run_and_list_gates_need_none_of_the_slow_packages(tmp_path):
+    file = write(tmp_path / "t.yaml", TINY + "grid: {model.gate.name: [data_dependent, none, fixed_decay]}")
+    code = (
+        "import sys; from gla_ablate.cli import main\n"
+        f"assert main([{str(file)!r}, '--dry-run']) == main(['--list-gates']) == 0\n"
+        "slow = {'lightning', 'datasets', 'pandas', 'matplotlib', 'tensorboard', 'torch._dynamo'}\n"
+        "sys.exit(', '.join(slow & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_list_gates_prints_each_with_formula_shape_options_and_source(capsys):
+    assert main(["--list-gates"]) == 0
+    out = capsys.readouterr().out
+    for name in GATES.names():
+        assert name in out and GATES[name].formula in out and GATES[name].source in out
+        for option in GATES.options(name).values():
+            assert f"{option.name}: " in out
+    assert "rank: int = 16" in out and "[B,T,H,K]" in out
+
+
+def test_list_gates_shows_the_plugins_of_an_experiment(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))  # other tests don't see them
+    write(tmp_path / "gates.py", PLUGIN)
+    assert main([str(write(tmp_path / "t.yaml", TINY + "plugins: [gates.py]")), "--list-gates"]) == 0
+    assert "e2e_slow" in capsys.readouterr().out
+
+
+def test_one_run_at_a_time_owns_an_experiments_folder(tmp_path, capsys):
+    (tmp_path / "runs" / "t").mkdir(parents=True)
+    with FileLock(tmp_path / "runs" / "t" / "run.lock"):
+        assert main([str(write(tmp_path / "t.yaml", TINY)), "--out", str(tmp_path / "runs")]) == 2
+    assert "another run.py is at work here" in capsys.readouterr().err
+
+
+PLUGIN = '''
+import time
+from pathlib import Path
+import torch
+from gla_ablate.model import Gate, register_gate
+
+@register_gate("e2e_slow")
+class Slow(Gate):
+    """Waits in every step while there is a file `wait` beside this one."""
+    formula, decay_shape, source = "no decay", "none", "a test"
+    def __init__(self, shape):
+        super().__init__()
+    def forward(self, x):
+        while self.training and Path(__file__).with_name("wait").exists():
+            time.sleep(0.05)
+
+@register_gate("e2e_broken")
+class Broken(Gate):
+    formula, decay_shape, source = "NaN", "[H]", "a test"
+    def __init__(self, shape):
+        super().__init__()
+        self.heads = shape.heads
+    def forward(self, x):
+        return torch.full((self.heads,), float("nan"), device=x.device)
+'''
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {f.parent.name.split("-")[0]: json.loads(f.read_text())["status"] for f in folder.glob("*/status.json")}
+
+
+def files(folder: Path) -> dict[Path, int]:
+    return {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
+
+
+def test_a_grid_survives_an_interruption_and_a_failing_trial(tmp_path):
+    """Ctrl-C in the middle, the same command again, and a third time when only the failed trial is left."""
+    write(tmp_path / "gates.py", PLUGIN)
+    wait = write(tmp_path / "wait", "")
+    grid = "grid: {model.gate: [{name: none}, {name: e2e_slow}, {name: e2e_broken}]}\nplugins: [gates.py]\n"
+    command = (write(tmp_path / "t.yaml", TINY + grid), "--out", tmp_path / "runs", "--jobs", "2")
+    folder = tmp_path / "runs" / "t"
+
+    first = run_py(*command, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while (s := statuses(folder)).get("none") != "finished" or s.get("e2e_slow") != "running":
+        assert first.poll() is None and time.monotonic() < deadline, first.communicate()
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGINT)
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 130 and "Traceback" not in out + err
+    assert statuses(folder)["e2e_slow"] == "interrupted"
+    (finished,) = folder.glob("none-*")
+    untouched = files(finished)
+
+    wait.unlink()
+    second = run_py(*command)
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 1 and err == ""
+    assert statuses(folder) == {"none": "finished", "e2e_slow": "finished", "e2e_broken": "failed"}
+    assert "loss is nan at step 1" in out and "2 of 3 trials finished, 1 failed" in out
+    assert files(finished) == untouched
+    assert (folder / "report" / "results.csv").read_text().count("\n") == 4
+    (broken,) = folder.glob("e2e_broken-*")
+    assert "nan" in (broken / "log.txt").read_text()
+
+    third = run_py(*command, "model.gate.name=none")
+    out, err = third.communicate(timeout=60)
+    assert third.returncode == 0 and "1 finished already" in out
+    assert files(finished) == untouched

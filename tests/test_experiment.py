@@ -1,0 +1,277 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from gla_ablate.errors import ConfigError
+from gla_ablate.experiment import CONFIGS, identity, load_experiment, record, trials
+from gla_ablate.model import GATES
+
+EXPERIMENTS = CONFIGS.parent / "experiments"
+GATE = """
+from gla_ablate.model import Gate, register_gate
+
+@register_gate("{name}")
+class Mine(Gate):
+    formula, decay_shape, source = "{formula}", "none", "a test"
+    def __init__(self, shape, *, floor: float = 0.5):
+        super().__init__()
+    def forward(self, x):
+        return None
+"""
+
+
+@pytest.fixture
+def expand(tmp_path: Path):
+    """Expands the experiment that a YAML text describes, under the name t and on a tiny model and task."""
+
+    def run(text: str, *overrides: str):
+        file = tmp_path / "t.yaml"
+        base = "" if "base:" in text else "base: [tiny]\n"
+        file.write_text(f"name: t\n{base}{text}")
+        experiment = load_experiment(file, list(overrides))
+        return trials(experiment)
+
+    (tmp_path / "tiny.yaml").write_text(
+        "model: {dim: 32, layers: 1, gate: {name: data_dependent, rank: 4}}\n"
+        "data: {name: mqar, vocab_size: 64, seq_len: 32, batch_size: 2, train_examples: 8, val_tokens: 64}\n"
+    )
+    return run
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_experiment_expands_and_says_what_it_asks(path):
+    found = trials(load_experiment(path))
+    assert len({trial.id for trial in found}) == len(found) > 1
+    assert re.match(r"# Question: .*\n(# .*\n)*# Expected: .*\n(# .*\n)*# Cost: ", path.read_text())
+    assert path.stem == load_experiment(path).name
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_shipped_part_makes_a_trial(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)  # the example in data/text.yaml reads this project
+    file = tmp_path / "t.yaml"
+    file.write_text(f"name: t\nbase: [{path.parent.name}/{path.stem}]\n")
+    assert len(trials(load_experiment(file))) == 1
+    assert path.read_text().startswith("# ")
+
+
+def test_grid_zip_exclude_and_seeds_make_the_trials_in_order(expand):
+    found = expand(
+        """
+grid:
+  model.gate: [{name: data_dependent, rank: 8}, {name: none}]
+  model.heads: [1, 2]
+zip: [{model.dim: [32, 64], optim.lr: [2e-3, 1e-3]}]
+exclude: [{model.gate.name: none, model.heads: 2}]
+seeds: [3, 1]
+"""
+    )
+    seen = [
+        (t.config.model.gate["name"], t.config.model.heads, t.config.model.dim, t.config.optim.lr, t.seed)
+        for t in found
+    ]
+    gates_and_heads = [("data_dependent", 1), ("data_dependent", 2), ("none", 1)]
+    wanted = [(*gh, *dl, seed) for gh in gates_and_heads for dl in [(32, 2e-3), (64, 1e-3)] for seed in (3, 1)]
+    assert seen == wanted
+    assert list(found[0].point) == ["model.gate", "model.heads", "model.dim", "optim.lr"]
+    assert all(t.config.seed == t.seed for t in found)
+
+
+def test_layers_lie_over_one_another_in_order(expand, tmp_path):
+    (tmp_path / "wide.yaml").write_text("model: {dim: 64}\noptim: {lr: 0.5}\n")
+    text = "base: [tiny, wide]\nset: {model.heads: 4, optim.lr: 0.25}\ngrid: {optim.lr: [0.125]}"
+    (trial,) = expand(text, "model.layers=3")
+    config = trial.config
+    assert (config.model.dim, config.model.heads, config.optim.lr, config.model.layers) == (64, 4, 0.125, 3)
+    assert expand(text, "optim.lr=1.0")[0].config.optim.lr == 1.0
+
+
+def test_a_part_beside_the_experiment_comes_before_the_shipped_one(expand, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tiny.yaml").write_text("model: {dim: 48}")
+    assert expand("base: [model/tiny]")[0].config.model.dim == 48
+
+
+def test_the_axis_of_a_choice_carries_no_option_over(expand):
+    both = expand("grid: {model.gate: [{name: fixed_decay}, {name: data_dependent}]}")
+    assert [t.config.model.gate for t in both] == [
+        {"name": "fixed_decay"},
+        {"name": "data_dependent", "rank": 16, "tau": 16.0},  # its own default, not the part's 4
+    ]
+    names = expand("grid: {model.gate.name: [fixed_decay, data_dependent]}")
+    assert [t.config.model.gate for t in names] == [
+        {"name": "fixed_decay"},
+        {"name": "data_dependent", "rank": 4, "tau": 16.0},
+    ]
+
+
+def test_the_data_source_can_be_an_axis(expand):
+    found = expand("grid: {data.name: [mqar, stdlib]}")
+    assert [t.config.data["batch_size"] for t in found] == [2, 2]
+    assert "vocab_size" in found[0].config.data and "vocab_size" not in found[1].config.data
+
+
+def test_an_override_fixes_its_axis_and_keeps_the_identity(expand):
+    text = "grid: {model.gate: [{name: none}, {name: fixed_decay}], model.heads: [1, 2]}"
+    full = expand(text)
+    assert [t.id for t in expand(text, "model.heads=2")] == [t.id for t in full if t.config.model.heads == 2]
+    assert [t.id for t in expand(text, "model.gate.name=none")] == [t.id for t in full[:2]]
+    assert [t.point for t in expand(text, "model.heads=4", "model.gate={name: none}")] == [
+        {"model.gate": {"name": "none"}, "model.heads": 4}
+    ]
+
+
+def test_seeds_on_the_command_line_replace_the_seeds(expand):
+    assert [t.seed for t in expand("seeds: [0, 1, 2]", "seeds=[7]")] == [7]
+
+
+def test_conditions_are_judged_on_the_grid_of_the_file(expand):
+    text = """
+grid: {model.gate.name: [none, fixed_decay], model.heads: [1, 2]}
+exclude: [{model.gate.name: none, model.heads: 2}]
+report: {baseline: {model.gate.name: none}}
+"""
+    assert len(expand(text, "model.gate.name=fixed_decay")) == 2
+
+
+def test_a_point_has_one_identity_whatever_the_yaml_around_it(expand, tmp_path):
+    (tmp_path / "none.yaml").write_text("model: {gate: {name: none}, heads: 1}")
+    ids = {
+        expand("grid: {model.gate: [{name: none}, {name: fixed_decay}]}\nset: {model.heads: 1}")[0].id[-14:],
+        expand("grid: {model.heads: [1, 2]}\nset: {model.gate.name: none}\nseeds: [0, 1]")[0].id[-14:],
+        expand("base: [tiny, none]")[0].id[-14:],
+        expand("", "model.heads=1", "model.gate={name: none}", "trainer.log_every=3")[0].id[-14:],
+    }
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize("override", ["model.heads=1", "optim.lr=2e-3", "data.pairs=2", "trainer.max_steps=7"])
+def test_what_can_change_the_result_changes_the_identity(expand, override):
+    assert identity(expand("")[0].config) != identity(expand("", override)[0].config)
+
+
+def test_the_identity_follows_a_plugin_but_not_its_place(expand, tmp_path, monkeypatch):
+    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
+    hashes = {}
+    for folder, name, formula in [("a", "mine", "1"), ("b", "mine", "1"), ("c", "mine", "2")]:
+        GATES._classes.pop("mine", None)
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "gates.py").write_text(GATE.format(name=name, formula=formula))
+        (trial,) = expand(f"plugins: [{folder}/gates.py]\nset: {{model.gate: {{name: mine}}}}")
+        assert trial.config.plugins == [str(tmp_path / folder / "gates.py")]
+        assert trial.config.model.gate == {"name": "mine", "floor": 0.5}
+        hashes[folder] = identity(trial.config)
+    assert hashes["a"] == hashes["b"] != hashes["c"]
+
+
+def test_folder_names_are_readable_safe_and_bounded(expand):
+    text = """
+grid:
+  model.gate: [{name: data_dependent, rank: 8, tau: 2.0}]
+  model.tie_embeddings: [true]
+  optim.lr: [1e-3]
+  data: [{name: mqar, vocab_size: 64, pairs: 2, power: 0.5, train_examples: 16, val_tokens: 128}]
+"""
+    (trial,) = expand(text)
+    assert re.fullmatch(
+        r"data_dependent-rank8-tau2\.0-tie_embeddings-True-lr0\.001-mqar-.*-[0-9a-f]{8}-seed0", trial.id
+    )
+    assert len(trial.id) <= 110
+    assert expand("")[0].id.startswith("base-")
+
+
+def test_the_record_is_what_a_report_needs(expand, tmp_path):
+    found = expand("grid: {model.gate: [{name: none}, {name: fixed_decay}]}\nseeds: [0, 1]")
+    content = record(load_experiment(tmp_path / "t.yaml"), found, "python run.py t.yaml")
+    assert json.loads(json.dumps(content)) == content
+    assert content["factors"] == ["model.gate"]
+    assert content["report"] == {"metric": "val/loss", "mode": "min", "pick": "last", "baseline": {}}
+    assert content["trials"][1] == {"id": found[1].id, "point": {"model.gate": {"name": "none"}}, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nmae: x", r"nmae: no such key, did you mean 'name'\?"),
+        ("set: {model.dmi: 3}", r"model\.dmi: no such key, did you mean 'dim'\?"),
+        ("set: {seed: 3}", r"seed: stands at the top of an experiment, as seeds"),
+        ("base: [model/tniy]", r"base: no part 'model/tniy', did you mean 'model/tiny'\?"),
+        ("base: model/tiny", r"base: got 'model/tiny', takes list\[str\]"),
+        ("plugins: [gone.py]", r"plugins: no such file '.*gone\.py'"),
+        ("grid: {model.heads: 2}", r"grid\.model\.heads: got 2, takes list"),
+        ("grid: {model.heads: []}", r"grid\.model\.heads: empty list"),
+        ("grid: {model.heads: [2, two]}", r"model\.heads: got 'two', takes int"),
+        ("grid: {model.heads: [2, 3]}", r"model\.heads: got 3.*\(at model\.heads=3\)"),
+        ("grid: {model.gate: [none]}", r"model\.gate: got 'none', takes a mapping, such as \{name: none\}"),
+        ("grid: {model.gate: [{name: none, rank: 2}]}", r"model\.gate\.rank: gate 'none' has no such option"),
+        ("grid: {model.heads: [2, 2]}", r"two points are the same trial: model\.heads=2 and model\.heads=2"),
+        (
+            "grid: {model.gate: [{name: data_dependent}, {name: data_dependent, rank: 16}]}",
+            r"two points are the same trial: model\.gate=\{name: data_dependent\} and .*rank: 16\}",
+        ),
+        ("grid: {trainer.log_every: [1, 2]}", r"two points are the same trial"),
+        (
+            "grid: {model.heads: [1, 2]}\nexclude: [{model.heads: 4}]",
+            r"exclude\[0\]: \{model\.heads=4\} matches no point",
+        ),
+        ("exclude: [{model.haeds: 4}]", r"exclude\[0\]\.model\.haeds: no such key, did you mean 'model\.heads'\?"),
+        ("exclude: [{model.heads: 2}]", r"exclude: leaves no point of the grid"),
+        (
+            "report: {baseline: {model.gate.name: nnone}}",
+            r"report\.baseline: \{model\.gate\.name=nnone\} matches no point",
+        ),
+        ("report: {metric: val/los}", r"report\.metric: no such metric 'val/los', did you mean 'val/loss'\?"),
+        ("report: {mode: mni}", r"report\.mode: got 'mni', did you mean 'min'\?"),
+        ("report: {picks: last}", r"report\.picks: no such key, did you mean 'pick'\?"),
+        ("seeds: []", r"seeds: empty list"),
+        ("seeds: 3", r"seeds: got 3, takes list\[int\]"),
+        ("seeds: [0, 0]", r"seeds: 0 stands twice"),
+        ("seeds: [-1]", r"seeds\[0\]: got -1"),
+        ("seeds: [true]", r"seeds\[0\]: got True, takes int"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_its_key(expand, text, message):
+    with pytest.raises(ConfigError, match=message):
+        expand(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.heads", r"command line: got 'model\.heads', takes key=value"),
+        ("=3", r"command line: got '=3', takes key=value"),
+        ("model.heads=[1", r"command line: model\.heads: 1:3: "),
+        ("model.haeds=4", r"command line: model\.haeds: no such key, did you mean 'heads'\?"),
+        ("model.gate=on", r"command line: model\.gate: got 'on', takes a mapping"),
+        ("trainer.max_steps=1:30", r"command line: trainer\.max_steps: got '1:30', takes int"),
+        ("seeds=0", r"command line: seeds: got 0, takes list\[int\]"),
+        ("model.heads=5", r"t\.yaml with model\.heads=5: model\.heads: got 5"),
+        ("model.gate.rank=4", r"model\.gate\.rank: gate 'none' has no such option"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_as_such(expand, override, message):
+    with pytest.raises(ConfigError, match=message):
+        expand("grid: {model.gate: [{name: none}, {name: fixed_decay}]}", override)
+
+
+def test_a_mistake_in_a_part_is_blamed_on_the_part(expand, tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {dmi: 3}")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: model\.dmi: no such key"):
+        expand("base: [tiny, mine]")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../up", "a/b", "''", "'a b'", "naïve"])
+def test_a_name_that_leaves_the_output_folder_is_refused(tmp_path, name):
+    file = tmp_path / "t.yaml"
+    file.write_text(f"name: {name}\n")
+    with pytest.raises(ConfigError, match=r"t\.yaml: name: got"):
+        load_experiment(file)
+
+
+def test_an_experiment_without_a_name_is_refused(tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_text("base: [model/tiny]\n")
+    with pytest.raises(ConfigError, match="name: missing"):
+        load_experiment(file)
