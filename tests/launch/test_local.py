@@ -1,0 +1,183 @@
+"""The launcher with small stand-ins for the trial: scripts that behave as trials do, well or badly."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from rich.console import Console
+
+from gla_ablate.config import Config, read_yaml
+from gla_ablate.experiment import Trial
+from gla_ablate.launch.local import prepare, run_trials
+from gla_ablate.launch.state import State
+from gla_ablate.launch.view import View
+
+PRELUDE = """
+import json, os, signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+def status(status, **more):
+    part = folder / "part"
+    part.write_text(json.dumps({"status": status, "max_steps": 9, **more}))
+    part.replace(folder / "status.json")
+status("running", step=3, loss=1.5)
+print("hello from", folder.name)
+"""
+FINISH = 'status("finished", step=9, loss=1.25); (folder / "result.json").write_text("{}")\n'
+BEHAVIOUR = {
+    "good": FINISH,
+    "environment": '(folder / "env.json").write_text(json.dumps(dict(os.environ)))\n' + FINISH,
+    "raises": 'status("failed", step=3, reason="ValueError: no"); sys.exit(1)\n',
+    "crashes": 'sys.exit("it broke")\n',
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)\n",
+    "mute": "sys.exit(0)\n",
+    "polite": (
+        "def stop(*_):\n"
+        '    status("interrupted", step=4, reason="by SIGTERM at step 4"); sys.exit(130)\n'
+        "signal.signal(signal.SIGTERM, stop)\n"
+        '(folder / "ready").touch()\n'
+        "time.sleep(60)\n"
+    ),
+    "unprepared": '(folder / "ready").touch()\ntime.sleep(60)\n',
+    "stubborn": 'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(folder / "ready").touch()\ntime.sleep(60)\n',
+}
+
+
+class Launcher:
+    """Runs named stand-ins, `slots` at a time, and keeps what came of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "runs"
+        self.script = folder / "stand_in.py"
+        branches = (f"if folder.name.startswith({name!r}):\n    exec({code!r})\n" for name, code in BEHAVIOUR.items())
+        self.script.write_text(PRELUDE + "".join(branches))
+        self.console = Console(file=StringIO(), width=200)
+
+    def __call__(self, *names: str, slots: list[dict[str, str]] | int = 2) -> bool:
+        trials = [Trial(name, {}, seed, Config(seed=seed)) for seed, name in enumerate(names)]
+        todo = prepare(trials, self.folder)
+        self.ran = [trial.id for trial in todo]
+        slots = [{}] * slots if isinstance(slots, int) else slots
+        with View(self.console, todo, len(trials) - len(todo)) as view:
+            return run_trials(todo, self.folder, slots, view, (sys.executable, str(self.script)))
+
+    def state(self, name: str) -> State:
+        return State.read(self.folder / name)
+
+    @property
+    def printed(self) -> str:
+        return self.console.file.getvalue()
+
+
+@pytest.fixture
+def launch(tmp_path):
+    return Launcher(tmp_path)
+
+
+@pytest.fixture
+def signals(launch):
+    """Sends this process signals, one as soon as every named trial is ready and the rest shortly after."""
+    threads = []
+
+    def send(*numbers: int, once_ready: list[str]) -> None:
+        def wait_and_send() -> None:
+            while not all((launch.folder / name / "ready").exists() for name in once_ready):
+                time.sleep(0.02)
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                time.sleep(0.3)
+
+        threads.append(threading.Thread(target=wait_and_send, daemon=True))
+        threads[-1].start()
+
+    yield send
+    for thread in threads:
+        thread.join(5)
+
+
+def test_each_trial_gets_its_folder_its_config_and_its_log(launch):
+    assert launch("good-a", "good-b", "good-c") is False
+    for seed, name in enumerate(("good-a", "good-b", "good-c")):
+        assert launch.state(name).status == "finished"
+        assert read_yaml(launch.folder / name / "config.yaml")["seed"] == seed
+        assert (launch.folder / name / "log.txt").read_text() == f"hello from {name}\n"
+    assert "3 of 3 finished" in launch.printed
+
+
+def test_a_finished_trial_is_skipped_with_its_files_untouched(launch):
+    launch("good")
+    before = {f: f.stat().st_mtime_ns for f in (launch.folder / "good").iterdir()}
+    launch("good", "good-too")
+    assert launch.ran == ["good-too"]
+    assert {f: f.stat().st_mtime_ns for f in (launch.folder / "good").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("raises", "ValueError: no"),
+        ("crashes", "exit code 1 without a result: it broke"),
+        ("killed", "killed by signal 9 (SIGKILL), perhaps for want of memory"),
+        ("mute", "exit code 0 without a result: hello from mute"),
+    ],
+)
+def test_a_trial_that_fails_is_marked_with_its_reason_and_the_others_go_on(launch, name, reason):
+    launch(name, "good", slots=1)
+    assert (launch.state(name).status, launch.state(name).reason, launch.state(name).step) == ("failed", reason, 3)
+    assert launch.state("good").status == "finished"
+    assert f"{name}: {reason}" in launch.printed
+    assert "hello" in (launch.folder / name / "log.txt").read_text()
+    launch(name, "good")
+    assert launch.ran == [name]  # a failed one is tried again
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_interrupts_what_runs_and_starts_no_more(launch, signals, number):
+    signals(number, once_ready=["polite", "unprepared"])
+    assert launch("polite", "unprepared", "good") is True
+    assert (launch.state("polite").status, launch.state("polite").reason) == ("interrupted", "by SIGTERM at step 4")
+    assert (launch.state("unprepared").status, launch.state("unprepared").reason) == ("interrupted", "at step 3")
+    assert launch.state("good").status == "queued"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_kills_a_trial_that_does_not_listen(launch, signals):
+    signals(signal.SIGINT, signal.SIGINT, once_ready=["stubborn"])
+    began = time.monotonic()
+    assert launch("stubborn") is True
+    assert time.monotonic() - began < 20
+    assert launch.state("stubborn").status == "interrupted"
+
+
+def test_a_trial_that_does_not_listen_is_killed_after_the_grace(launch, signals, monkeypatch):
+    monkeypatch.setattr("gla_ablate.launch.local.GRACE", 0.5)
+    signals(signal.SIGINT, once_ready=["stubborn"])
+    assert launch("stubborn") is True
+    assert launch.state("stubborn").status == "interrupted"
+
+
+def test_a_trial_that_another_process_still_holds_is_waited_for(launch):
+    (launch.folder / "good").mkdir(parents=True)
+    lock = FileLock(launch.folder / "good" / "trial.lock", thread_local=False)
+    lock.acquire()
+    seen = []
+    timer = threading.Timer(0.5, lambda: (seen.append((launch.folder / "good" / "log.txt").exists()), lock.release()))
+    timer.start()
+    launch("good")
+    assert seen == [False]
+    assert launch.state("good").status == "finished"
+
+
+def test_a_trial_has_the_environment_of_its_slot_and_knows_its_parent(launch):
+    launch("environment", slots=[{"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "7"}])
+    env = json.loads((launch.folder / "environment" / "env.json").read_text())
+    assert (env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"]) == ("3", "7")
+    assert env["GLA_ABLATE_PARENT"] == str(os.getpid())
+    assert env["PYTHONPATH"].split(os.pathsep)[0] == str(Path(__file__).parents[2])

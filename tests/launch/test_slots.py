@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from gla_ablate.launch import slots
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with so many cores and GPUs; `visible` is the user's CUDA_VISIBLE_DEVICES."""
+
+    def make(cores: int, gpus: int = 0, visible: str | None = None) -> None:
+        monkeypatch.setattr(slots, "cores", lambda: cores)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "count", "threads"),
+    [(1, None, 1, 1), (2, None, 2, 1), (8, None, 2, 4), (8, 3, 3, 2), (2, 4, 4, 1)],
+)
+def test_a_cpu_is_divided_by_its_cores(machine, cores, jobs, count, threads):
+    machine(cores)
+    assert slots.divide(jobs) == [{"OMP_NUM_THREADS": str(threads)}] * count
+
+
+def test_each_gpu_has_a_slot_and_more_jobs_share_them_in_turn(machine):
+    machine(16, gpus=2)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots.divide(None)] == ["0", "1"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots.divide(3)] == ["0", "1", "0"]
+    assert slots.divide(None)[0]["OMP_NUM_THREADS"] == "8"
+
+
+def test_only_the_gpus_that_the_user_shows_are_used(machine):
+    machine(4, gpus=2, visible="3,GPU-8f2a")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots.divide(None)] == ["3", "GPU-8f2a"]
+    machine(4, gpus=0, visible="")
+    assert "CUDA_VISIBLE_DEVICES" not in slots.divide(None)[0]
+
+
+def test_the_users_number_of_threads_stands(machine, monkeypatch):
+    machine(8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert slots.divide(2) == [{"OMP_NUM_THREADS": "5"}] * 2
