@@ -34,8 +34,8 @@ class AblationModule(L.LightningModule):
         source = build_source(config.data)
         self.bytes_per_token = source.bytes_per_token
         self.model = build_model(config.model, source.vocab_size, config.seed)
-        # Over the targets of one validation. "disable", since the other strategies wait for the device at each update and
-        # drop the NaN that must be seen; sums, since torchmetrics' weighted mean loses its weights under "disable".
+        # Over the targets of one validation. "disable", since the other strategies wait for the device at each update
+        # and drop the NaN that must be seen; sums, since MeanMetric ignores its weights under "disable".
         self.val_loss, self.val_correct, self.val_targets = (
             SumMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(3)
         )

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import math
+import time
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from gla_ablate.config import Config, ModelConfig
+from gla_ablate.data.module import DataModule
+from gla_ablate.model import GATES, check_model
+from gla_ablate.module import AblationModule
+from gla_ablate.tracking import (
+    GateStatistics,
+    MetricsCSV,
+    NonFinite,
+    Stopwatch,
+    TrainingLog,
+    by_head,
+    declare_hparams,
+    flat_hparams,
+    memory_length,
+)
+
+MQAR = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs": 3, "train_examples": 64}
+MODEL = ModelConfig(dim=32, layers=2, heads=2, chunk_size=16)
+
+
+class Counter(L.LightningModule):
+    """Trains one weight on given losses: step n's loss is `losses[n]`."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.losses = losses
+        self.grad_norm, self.step_lr = torch.ones(()), 0.5
+
+    def training_step(self, batch, batch_idx):
+        return self.weight * 0 + self.losses[batch_idx]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def train(losses: list[float], folder, log_every: int) -> tuple[TrainingLog, list]:
+    progress: list = []
+    log = TrainingLog(log_every, lambda *values: progress.append(values))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=len(losses),
+        logger=MetricsCSV(folder / "metrics.csv"),
+        callbacks=[log],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    batches = torch.utils.data.DataLoader([{"inputs": torch.zeros(4, 8)}] * (len(losses) + 1), batch_size=None)
+    trainer.fit(Counter(losses), batches)
+    return log, progress
+
+
+def test_metrics_csv_keeps_full_precision_and_is_readable_at_once(tmp_path):
+    csv = MetricsCSV(tmp_path / "metrics.csv")
+    csv.log_metrics({"a/b": 0.1 + 0.2, "lr": 1e-5}, step=3)
+    csv.log_metrics({"lr": 2e-5}, step=4)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines == ["step,metric,value", "3,a/b,0.30000000000000004", "3,lr,1e-05", "4,lr,2e-05"]
+    assert csv.last == {"a/b": 0.1 + 0.2, "lr": 2e-5}
+
+
+def test_training_is_logged_at_every_interval_and_after_the_last_step(tmp_path):
+    losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    log, progress = train(losses, tmp_path, log_every=3)
+    logged = [line for line in (tmp_path / "metrics.csv").read_text().splitlines() if "train/loss" in line]
+    assert logged == ["3,train/loss,3.0", "6,train/loss,6.0", "7,train/loss,7.0"]
+    assert [step for step, _, _ in progress] == [1, 2, 3, 4, 5, 6, 7]
+    assert [loss for _, loss, _ in progress] == [None, None, 3.0, 3.0, 3.0, 6.0, 7.0]
+    assert log.tokens == 7 * 32
+    assert len(log.rates) == 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_loss_that_is_not_finite_stops_with_its_step(tmp_path, value, at):
+    losses = [1.0] * 7
+    losses[at - 1] = value
+    with pytest.raises(NonFinite, match=f"loss is {value} at step {at}"):
+        train(losses, tmp_path, log_every=3)
+
+
+def test_speed_leaves_the_first_interval_out_unless_it_is_alone():
+    log = TrainingLog(10, lambda *values: None)
+    log.rates = [5.0]
+    assert log.tokens_per_s == 5.0
+    log.rates = [5.0, 100.0, 110.0, 90.0]
+    assert log.tokens_per_s == 100.0
+
+
+def test_stopwatch_leaves_out_the_time_that_it_stood():
+    clock = Stopwatch()
+    clock.start()
+    time.sleep(0.02)
+    clock.stop()
+    time.sleep(0.2)
+    clock.start()
+    assert 0.02 <= clock.lap() < 0.2
+    time.sleep(0.02)
+    assert 0.02 <= clock.lap() < 0.2
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5, 3), (2, 5, 3, 4)])
+def test_values_are_sorted_by_head_whatever_the_gates_shape(shape):
+    g = torch.zeros(shape)
+    head = {1: (1,), 3: (..., 1), 4: (..., 1, slice(None))}[len(shape)]
+    g[head] = -2.0
+    values = by_head(g, 3, g.device)
+    assert values.shape[0] == 3
+    assert values.numel() == g.numel()
+    assert (values[1] == -2).all()
+    assert (values[[0, 2]] == 0).all()
+
+
+def test_no_gate_counts_as_no_decay():
+    assert by_head(None, 3, torch.device("cpu")).tolist() == [[0.0], [0.0], [0.0]]
+
+
+def test_memory_length_is_capped():
+    g = torch.tensor([0.0, -0.0, -0.001, -0.1, -10.0])
+    torch.testing.assert_close(memory_length(g, cap=64), torch.tensor([64.0, 64.0, 64.0, 10.0, 0.1]))
+
+
+@pytest.mark.parametrize("name", GATES.names())
+def test_statistics_are_those_of_the_gates_over_the_whole_validation(name, tmp_path):
+    data = MQAR | {"val_tokens": 10 * 16}  # ten rows in batches of four
+    module = AblationModule(Config(model=check_model(ModelConfig(**vars(MODEL) | {"gate": {"name": name}})), data=data))
+    csv = MetricsCSV(tmp_path / "metrics.csv")
+    board = TensorBoardLogger(tmp_path, name="", version="tensorboard", default_hp_metric=False)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=[csv, board], callbacks=[GateStatistics(seq_len=16)], enable_progress_bar=False
+    )
+    datamodule = DataModule(data, seed=0)
+    trainer.validate(module, datamodule, verbose=False)
+    board.experiment.flush()
+
+    seen: list = []
+    gate = module.model.blocks[1].mixer.gate
+    gate.register_forward_hook(lambda gate, args, g: seen.append(torch.zeros(2) if g is None else g))
+    with torch.no_grad():
+        module(datamodule.source.val[list(range(10))]["inputs"])
+    g = seen[0] if seen[0].ndim == 1 else seen[0].movedim(2, 0).flatten(1)  # [H] or [H, n]
+    for head in range(2):
+        mean = g[head].mean().item()
+        assert csv.last[f"gate/layer1/head{head}/forget"] == pytest.approx(g[head].exp().mean().item(), rel=1e-5)
+        expected = 16 if mean == 0 else min(16, -1 / mean)
+        assert csv.last[f"gate/layer1/head{head}/memory"] == pytest.approx(expected, rel=1e-5)
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
+    heads = [f"gate/layer{layer}/head{head}" for layer in range(2) for head in range(2)]
+    names = {f"{head}/{what}" for head in heads for what in ("forget", "memory")}
+    assert names <= set(events.Tags()["scalars"])
+    assert {f"{name}_histogram" for name in names} == set(events.Tags()["histograms"])
+    assert not gate._forward_pre_hooks
+    assert len(gate._forward_hooks) == 1  # this test's own
+
+
+def test_hyperparameters_have_the_same_keys_and_types_whatever_the_gate_and_the_data():
+    trials = [
+        Config(model=check_model(ModelConfig(gate={"name": name})), data=data)
+        for name in GATES.names()
+        for data in (MQAR, {"name": "stdlib", "seq_len": 8, "batch_size": 2})
+    ]
+    kinds = [{key: type(value) for key, value in flat_hparams(trial).items()} for trial in trials]
+    assert all(kind == kinds[0] for kind in kinds)
+    assert set(kinds[0].values()) <= {bool, int, float, str}
+    assert flat_hparams(trials[0])["model.gate_options"] == "rank=16, tau=16.0"
+
+
+def test_declared_hyperparameters_show_their_metric_without_logging_one(tmp_path):
+    board = TensorBoardLogger(tmp_path, name="", version="tensorboard", default_hp_metric=False)
+    declare_hparams(board, Config(model=check_model(MODEL), data=MQAR))
+    board.experiment.flush()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == []
+    content = events.PluginTagToContent("hparams")
+    assert b"hp/metric" in content["_hparams_/experiment"]
+    assert b"model.gate" in content["_hparams_/session_start_info"]

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gla_ablate import fit, trial
+from gla_ablate.config import read_config, resolve, write_config
+from gla_ablate.data.module import DataModule
+from gla_ablate.errors import ConfigError
+from gla_ablate.model import GATES, count_parameters, flops_per_token, plugins, state_size
+from gla_ablate.module import AblationModule
+
+MQAR = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs": 3, "train_examples": 64}
+MQAR |= {"val_tokens": 160}
+MODEL = {"dim": 32, "layers": 2, "heads": 2, "chunk_size": 16}
+TRAINER = {"max_steps": 7, "val_every": 3, "log_every": 2}
+
+
+def folder_for(path: Path, **parts) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    values = {"model": MODEL, "data": MQAR, "trainer": TRAINER} | parts
+    write_config(resolve(values), path / "config.yaml")
+    return path
+
+
+def run(folder: Path) -> int:
+    """`trial.main` in this process, which keeps its own signal handlers."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return trial.main([str(folder)])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def metrics(folder: Path) -> dict[str, dict[int, float]]:
+    """Metric → step → value; fails when a metric has a step twice."""
+    found: dict[str, dict[int, float]] = {}
+    with (folder / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            curve = found.setdefault(row["metric"], {})
+            assert int(row["step"]) not in curve, row
+            curve[int(row["step"])] = float(row["value"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a trial on text that ran to its end, over the remains of an earlier attempt."""
+    base = tmp_path_factory.mktemp("finished")
+    (base / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 100)
+    (base / "val.txt").write_text("pack my box with five dozen liquor jugs. " * 20)
+    data = {"name": "text", "seq_len": 32, "batch_size": 4, "val_tokens": 320}
+    data |= {"files": [str(base / "text.txt")], "val_files": [str(base / "val.txt")]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLA_ABLATE_CACHE", str(base / "cache"))
+        folder = folder_for(base / "trial", data=data, seed=3)
+        (folder / "status.json").write_text('{"status": "interrupted"}')
+        (folder / "result.json").write_text("{}")
+        (folder / "metrics.csv").write_text("step,metric,value\n1,stale,1.0\n")
+        for name in ("tensorboard", "checkpoints"):
+            (folder / name).mkdir()
+            (folder / name / "stale").write_text("")
+        assert run(folder) == 0
+        yield folder
+
+
+def test_finished_trial_has_the_files_of_the_contract_and_nothing_of_the_attempt_before(finished):
+    files = {path.name for path in finished.iterdir()}
+    assert files == {
+        "config.yaml",
+        "stamp.json",
+        "status.json",
+        "metrics.csv",
+        "result.json",
+        "checkpoints",
+        "tensorboard",
+        "trial.lock",
+    }
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert "stale" not in metrics(finished)
+    assert not (finished / "tensorboard" / "stale").exists()
+
+
+def test_curves_stand_at_the_steps_done_and_validation_also_at_the_end(finished):
+    curves = metrics(finished)
+    for tag in ("train/loss", "train/grad_norm", "lr", "train/tokens_per_s"):
+        assert list(curves[tag]) == [2, 4, 6, 7], tag
+    gates = [f"gate/layer{i}/head{j}/{what}" for i in range(2) for j in range(2) for what in ("forget", "memory")]
+    for tag in ("val/loss", "val/ppl", "val/bpb", *gates):
+        assert list(curves[tag]) == [3, 6, 7], tag
+    assert list(curves["hp/metric"].items()) == [(7, curves["val/loss"][7])]
+    assert all(math.isfinite(value) for curve in curves.values() for value in curve.values())
+
+
+def test_status_tells_how_it_ended(finished):
+    status = read(finished, "status.json")
+    assert status["status"] == "finished"
+    assert (status["step"], status["max_steps"], status["reason"]) == (7, 7, None)
+    assert status["loss"] == metrics(finished)["train/loss"][7]
+    assert status["tokens_per_s"] > 0
+    assert status["seconds"] > 0
+    assert status["pid"] == os.getpid()
+    assert status["started"] <= status["updated"]
+    assert status["started"].endswith("+00:00")
+
+
+def test_result_holds_the_last_metrics_and_the_costs(finished):
+    result, config = read(finished, "result.json"), read_config(finished / "config.yaml")
+    assert result["metrics"] == {tag: list(curve.values())[-1] for tag, curve in metrics(finished).items()}
+    assert result["steps"] == 7
+    assert result["tokens"] == 7 * 4 * 32
+    assert result["params"] == count_parameters(config.model, 256)
+    assert result["state_size"] == state_size(config.model)
+    assert result["flops_per_token"] == flops_per_token(config.model, 256, 32)
+    assert result["tokens_per_s"] > 0
+    assert result["peak_mem_mb"] > 1
+    assert result["backend"] == ("triton" if torch.cuda.is_available() else "torch")
+    assert result["data"]["name"] == "text"
+    assert result["data"] == read(finished, "stamp.json")["data"]
+
+
+def test_stamp_tells_the_code_and_the_machine(finished):
+    stamp = read(finished, "stamp.json")
+    assert set(stamp) == {"git", "versions", "device", "backend", "precision", "data", "command"}
+    assert set(stamp["git"]) == {"sha", "dirty"}
+    assert stamp["versions"]["torch"] == torch.__version__
+    assert stamp["command"]
+
+
+def test_checkpoint_loads_without_code_and_gives_the_recorded_loss(finished):
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    config = read_config(finished / "config.yaml")
+    assert checkpoint["global_step"] == 7
+    assert checkpoint["config"]["model"] == vars(config.model)
+    module = AblationModule(config)
+    module.load_state_dict(checkpoint["state_dict"])
+    rows = DataModule(config.data, config.seed).source.val
+    batch = rows[list(range(len(rows)))]
+    with torch.no_grad():
+        loss = module.training_step(batch, 0).item()
+    assert loss == pytest.approx(read(finished, "result.json")["metrics"]["val/loss"], rel=1e-5)
+
+
+def test_tensorboard_shows_each_curve_once_and_the_hyperparameters_with_their_metric(finished):
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    curves = metrics(finished)
+    assert set(events.Tags()["scalars"]) == set(curves)
+    for tag, curve in curves.items():
+        points = events.Scalars(tag)
+        assert [point.step for point in points] == list(curve), tag
+        assert [point.value for point in points] == pytest.approx(list(curve.values()), rel=1e-6), tag
+    assert "gate/layer1/head0/forget_histogram" in events.Tags()["histograms"]
+    assert b"hp/metric" in events.PluginTagToContent("hparams")["_hparams_/experiment"]
+
+
+def test_finished_trial_is_left_alone(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "trial.lock"}
+    assert run(finished) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_same_config_gives_the_same_curves(finished, tmp_path):
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "config.yaml").write_text((finished / "config.yaml").read_text())
+    assert run(again) == 0
+    first, second = metrics(finished), metrics(again)
+    for tag in ("train/loss", "val/loss", "gate/layer0/head0/forget"):
+        assert first[tag] == second[tag]
+
+
+@pytest.mark.parametrize("name", GATES.names())
+def test_trial_on_recall_ends_with_an_accuracy_for_every_gate(name, tmp_path):
+    folder = folder_for(tmp_path, model=MODEL | {"gate": {"name": name}}, trainer=TRAINER | {"val_every": 100})
+    assert run(folder) == 0
+    curves = metrics(folder)
+    assert list(curves["val/accuracy"]) == list(curves["hp/metric"]) == [7]
+    assert "val/bpb" not in curves
+
+
+@pytest.fixture
+def failing(tmp_path, monkeypatch) -> Path:
+    """A plugin whose gate fails in its third call, a training step, as its option says."""
+    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
+    monkeypatch.setattr(plugins, "_sha256", {})
+    path = tmp_path / "failing.py"
+    path.write_text("""
+import torch
+from gla_ablate.model import Gate, GateShape, register_gate
+
+@register_gate("failing")
+class Failing(Gate):
+    decay_shape = "[H]"
+
+    def __init__(self, shape: GateShape, *, how: str) -> None:
+        super().__init__()
+        self.how, self.calls, self.heads = how, 0, shape.heads
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 3:
+            if self.how == "raise":
+                raise RuntimeError("a line\\nand another")
+            if self.how == "host memory":
+                torch.empty(1 << 60, dtype=torch.uint8)
+            if self.how == "python memory":
+                raise MemoryError
+            if self.how == "device memory":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return torch.full((self.heads,), float("nan"), device=x.device)
+        return torch.full((self.heads,), -0.1, device=x.device)
+""")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("nan", "loss is nan at step 3"),
+        ("raise", "RuntimeError: a line and another"),
+        ("host memory", "out of memory"),
+        ("python memory", "out of memory"),
+        ("device memory", "out of memory"),
+    ],
+)
+def test_failure_is_told_in_a_line_and_leaves_no_result(failing, tmp_path, capfd, how, reason):
+    model = MODEL | {"layers": 1, "gate": {"name": "failing", "how": how}}
+    trainer = TRAINER | {"val_every": 100, "log_every": 5}
+    folder = folder_for(tmp_path / "trial", model=model, trainer=trainer, plugins=[str(failing)])
+    assert run(folder) == 1
+    status = read(folder, "status.json")
+    assert (status["status"], status["reason"]) == ("failed", reason)
+    assert not (folder / "result.json").exists()
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_last_step_that_breaks_the_weights_is_a_failure(tmp_path):
+    """Its own loss is finite: only the validation after it shows the damage."""
+    folder = folder_for(tmp_path, optim={"lr": 1e38, "warmup_steps": 0}, trainer=TRAINER | {"max_steps": 1})
+    assert run(folder) == 1
+    assert read(folder, "status.json")["reason"] == "val/loss is nan at step 1"
+
+
+def test_backend_that_the_machine_lacks_is_told_by_its_key(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    folder = folder_for(tmp_path, model=MODEL | {"backend": "triton"})
+    assert run(folder) == 1
+    assert read(folder, "status.json")["reason"].startswith("model.backend: got 'triton'")
+
+
+def test_second_process_on_a_trial_is_turned_away(tmp_path, capsys):
+    folder = folder_for(tmp_path)
+    with FileLock(folder / "trial.lock"):
+        assert run(folder) == 1
+    assert "another process is running this trial" in capsys.readouterr().err
+    assert not (folder / "status.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["no/such/folder"], ["a", "b"]])
+def test_folder_without_a_trial_is_a_usage_error(arguments, capsys):
+    assert trial.main(arguments) == 2
+    assert capsys.readouterr().err
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def step_of(folder: Path) -> int:
+    status = folder / "status.json"
+    return read(folder, "status.json")["step"] if status.exists() else 0
+
+
+ENDLESS = TRAINER | {"max_steps": 1_000_000, "val_every": 1_000_000}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_interrupts_a_trial(tmp_path, number):
+    folder = folder_for(tmp_path, trainer=ENDLESS)
+    with subprocess.Popen([sys.executable, "-m", "gla_ablate.trial", str(folder)]) as process:
+        try:
+            wait_for(lambda: step_of(folder) >= ENDLESS["log_every"])
+            process.send_signal(number)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+    status = read(folder, "status.json")
+    assert status["status"] == "interrupted"
+    assert status["reason"] == f"by {number.name} at step {status['step']}"
+    assert not (folder / "result.json").exists()
+    assert metrics(folder)["train/loss"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
+def test_trial_ends_when_its_parent_is_killed(tmp_path):
+    folder = folder_for(tmp_path, trainer=ENDLESS)
+    parent = f"""
+import os, subprocess, sys
+os.environ["GLA_ABLATE_PARENT"] = str(os.getpid())
+subprocess.run([sys.executable, "-m", "gla_ablate.trial", {str(folder)!r}])
+"""
+    with subprocess.Popen([sys.executable, "-c", parent]) as process:
+        try:
+            wait_for(lambda: step_of(folder) > 0)
+        finally:
+            process.kill()
+    wait_for(lambda: read(folder, "status.json")["status"] == "interrupted")
+
+
+def test_precision_follows_the_device(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+    for has_bf16, automatic in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
+        assert fit.resolve_precision("auto", gpu) == automatic
+        assert fit.resolve_precision("auto", cpu) == "32-true"
+        assert fit.resolve_precision("32-true", gpu) == "32-true"
+    assert fit.resolve_precision("bf16-mixed", cpu) == "bf16-mixed"
+    with pytest.raises(ConfigError, match=r"trainer.precision: got 'bf16-mixed', which an old GPU doesn't compute in"):
+        fit.resolve_precision("bf16-mixed", gpu)
+
+
+def test_trial_in_bf16_keeps_its_weights_in_fp32(tmp_path):
+    folder = folder_for(tmp_path, trainer=TRAINER | {"precision": "bf16-mixed"})
+    assert run(folder) == 0
+    weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"].values()
+    assert {weight.dtype for weight in weights} == {torch.float32}
+    assert read(folder, "stamp.json")["precision"] == "bf16-mixed"
