@@ -112,7 +112,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
             values = _lay(values, layer)
     with located(path):
         values = _lay(values, file.set)
-        values["plugins"] = [str((path.parent / plugin).resolve()) for plugin in file.plugins]
+        values["plugins"] = [str((path.parent / Path(plugin).expanduser()).resolve()) for plugin in file.plugins]
         axes = build_axes(file.grid, file.zip)
         for row in (row for axis in axes for row in axis):
             _lay(values, row)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from gla_ablate.errors import ConfigError
+from gla_ablate.errors import ConfigError, nearest
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,6 +60,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except FileNotFoundError as error:
+        hint = nearest(path.name, (file.name for file in path.parent.glob("*.yaml")))
+        raise ConfigError(f"{path}: no such file{hint}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     try:

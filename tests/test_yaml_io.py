@@ -73,7 +73,10 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
-        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "gating.yaml").touch()
+    with pytest.raises(ConfigError, match=r"gatign\.yaml: no such file, did you mean 'gating\.yaml'\?"):
+        read_yaml(tmp_path / "gatign.yaml")
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file$"):
+        read_yaml(tmp_path / "nowhere" / "none.yaml")
     with pytest.raises(ConfigError, match="is a directory"):
         read_yaml(tmp_path)
