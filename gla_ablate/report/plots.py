@@ -210,7 +210,7 @@ def metric_by_point(grid: list[Point], labels: Labels, settings: Settings) -> by
             colour = colours[identity(point.values)]
             if point.std is not None:
                 axes.plot([mean - point.std, mean + point.std], [y, y], color=colour, lw=4, alpha=0.35)
-                axes.plot(point.by_seed, [y] * point.n, "|", color=colour, ms=10, mew=1.2)
+                axes.plot(list(point.by_seed.values()), [y] * point.n, "|", color=colour, ms=10, mew=1.2)
             axes.plot(mean, y, "o", color=colour, ms=5, mec="white", mew=0.7)
             text = f"{mean:.{places}f}" if point.std is None else f"{mean:.{places}f} ± {point.std:.{places}f}"
             beside: Any = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points"}

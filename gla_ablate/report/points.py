@@ -31,9 +31,9 @@ class Point:
     backend: str | None  # of the op; several, comma-separated, if seeds differ
 
     @property
-    def by_seed(self) -> list[float]:
-        """The metric of each trial that counts."""
-        return [t.value for t in self.trials if t.counts and t.value is not None]
+    def by_seed(self) -> dict[int, float]:
+        """Seed → metric of each trial that counts."""
+        return {t.seed: t.value for t in self.trials if t.counts and t.value is not None}
 
     @property
     def is_baseline(self) -> bool:

@@ -109,14 +109,25 @@ def answer(experiment: Experiment, grid: list[Point], labels: Labels) -> str:
     if first.delta is not None and not first.is_baseline and first.baseline is not None:
         sentences[0] += f", {signed(first.delta, places)} against {labels.point(first.baseline)}"
     if rest and rest[0].mean is not None:
-        second, gap = rest[0], abs(rest[0].mean - first.mean)
-        stds = [s for s in (first.std, second.std) if s is not None]
-        judged = f"{'more' if gap > max(stds) else 'no more'} than the std over seeds" if stds else "one seed each"
-        sentences.append(f"Next: {labels.point(second.values)}, {gap:.{places}f} behind ({judged})")
+        gap, judged = abs(rest[0].mean - first.mean), how_sure(first, rest[0], experiment.settings)
+        sentences.append(f"Next: {labels.point(rest[0].values)}, {gap:.{places}f} behind ({judged})")
     unfinished = sum(not trial.counts for trial in experiment.trials)
     if unfinished:
         sentences.append(f"{unfinished} of {len(experiment.trials)} trials don't count (below)")
     return ". ".join(sentences) + "."
+
+
+def how_sure(first: Point, second: Point, settings: Settings) -> str:
+    """What the seeds say of the gap between two points: against their spread, and seed by seed, since trials of one
+    seed share batches and the initial weights that both have."""
+    stds = [std for std in (first.std, second.std) if std is not None]
+    if not stds or first.mean is None or second.mean is None:
+        return "one seed each"
+    sign = 1 if settings.mode == "min" else -1
+    shared = first.by_seed.keys() & second.by_seed.keys()
+    agree = sum(sign * (second.by_seed[seed] - first.by_seed[seed]) > 0 for seed in shared)
+    than = "more" if abs(second.mean - first.mean) > max(stds) else "no more"
+    return f"{than} than the std over seeds" + (f"; {agree} of {len(shared)} seeds agree" if shared else "")
 
 
 def seeds(n: int) -> str:

@@ -93,7 +93,8 @@ def test_report_md_opens_with_question_and_answer_and_holds_table_curves_and_com
     assert lines[:3] == [
         "# gating",
         "**Which gate gives the lowest `val/loss`?**",
-        "Best: none, 2.000 ± 0.088 over 2 seeds. Next: fixed_decay, 0.250 behind (more than the std over seeds).",
+        "Best: none, 2.000 ± 0.088 over 2 seeds. "
+        "Next: fixed_decay, 0.250 behind (more than the std over seeds; 2 of 2 seeds agree).",
     ]
     rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines if line.startswith("|")]
     assert rows[0] == ["gate", "val/loss ↓", "Δ", "n"]
@@ -126,14 +127,22 @@ def test_a_narrow_terminal_loses_spare_columns_but_never_part_of_a_cell(folder, 
 
 def test_off_a_terminal_no_column_is_lost_and_no_sentence_broken(folder):
     out = printed(small_grid(folder), width=40)
-    assert "FLOPs/token" in out and "0.250 behind (more than the std over seeds)." in out
+    assert "FLOPs/token" in out and "0.250 behind (more than the std over seeds; 2 of 2 seeds agree)." in out
 
 
-def test_a_close_race_is_called_one(folder):
-    for a, values in ((1, (2.0, 2.2)), (2, (2.05, 2.25))):
+@pytest.mark.parametrize(
+    ("mode", "second", "said"),
+    [
+        ("min", (2.05, 2.25), "0.050 behind (no more than the std over seeds; 2 of 2 seeds agree)"),
+        ("min", (1.95, 2.45), "0.100 behind (no more than the std over seeds; 1 of 2 seeds agree)"),
+        ("max", (1.5, 1.7), "0.500 behind (more than the std over seeds; 2 of 2 seeds agree)"),
+    ],
+)
+def test_the_answer_says_whether_the_seeds_tell_the_first_two_apart(folder, mode, second, said):
+    for a, values in ((1, (2.0, 2.2)), (2, second)):
         for seed, value in enumerate(values):
             folder.add({"a": a}, seed, {"val/loss": [value]})
-    assert "0.050 behind (no more than the std over seeds)" in printed(folder.save())
+    assert said in printed(folder.save({"mode": mode}))
 
 
 def test_one_seed_gives_no_std_and_no_band(folder):
