@@ -45,6 +45,8 @@ def test_anchors_and_merge_keys_work():
         ("a: *nowhere", "1:4: "),
         ("a: !!python/name:os.system x", "1:4: "),
         ("a: 1\n---\nb: 2", "2:1: "),
+        ("x: &a {y: *a}", "1:4: "),
+        ("a: !!int x", " invalid literal"),
         ("a: 1\nb: \x00", "2:4: "),
     ],
 )

@@ -104,6 +104,6 @@ def _check_gate(config: ModelConfig) -> dict:
         build_gate(replace(config, gate=gate), layer=0, seed=0)
     except ConfigError:
         raise
-    except ValueError as error:
-        raise ConfigError(f"model.gate: gate {name!r} refuses its options: {error}") from error
+    except Exception as error:  # a plugin's gate is the user's: it can raise anything
+        raise ConfigError(f"model.gate: gate {name!r} can't be built: {type(error).__name__}: {error}") from error
     return gate
