@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from gla_ablate.data import DATA, build_source, check_data
 from gla_ablate.errors import ConfigError
+from gla_ablate.yaml_io import read_yaml
 
 ROOT = Path(__file__).parents[2]
 PARTS = sorted((ROOT / "configs" / "data").glob("*.yaml"))
@@ -27,7 +27,7 @@ def config(request, write):
 def test_shipped_parts_say_what_they_are_and_pass_the_check(part, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert part.read_text().startswith("# ")
-    values = OmegaConf.to_container(OmegaConf.load(part))
+    values = read_yaml(part)
     assert list(values) == ["data"]
     assert values["data"]["name"] == part.stem
     assert values["data"].items() <= check_data(values["data"]).items()
