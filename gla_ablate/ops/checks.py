@@ -1,6 +1,8 @@
-"""What `gated_linear_attention` takes, checked before anything is launched: each error names the argument and the fix."""
+"""What `gated_linear_attention` takes, checked before any launch: each error names the argument and the fix."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -57,11 +59,12 @@ def check_arguments(
         sequences = check_cu_seqlens(cu_seqlens, q)
     if initial_state is not None:
         check_tensor("initial_state", initial_state, q)
-        takes = (sequences, H, K, V)
-        if tuple(initial_state.shape) != takes:
-            raise ValueError(f"initial_state: got shape {shape(initial_state)}, takes {list(takes)}")
+        if tuple(initial_state.shape) != (sequences, H, K, V):
+            raise ValueError(f"initial_state: got shape {shape(initial_state)}, takes {[sequences, H, K, V]}")
         if initial_state.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"initial_state: got dtype {initial_state.dtype}, takes float32 (float64 for float64 inputs)")
+            raise ValueError(
+                f"initial_state: got dtype {initial_state.dtype}, takes float32 (float64 for float64 inputs)"
+            )
     if chunk_size != "auto" and (isinstance(chunk_size, bool) or chunk_size not in CHUNK_SIZES):
         raise ValueError(f"chunk_size: got {chunk_size!r}, takes {', '.join(map(str, CHUNK_SIZES))} or 'auto'")
 
@@ -88,5 +91,5 @@ def check_values(q: Tensor, g: Tensor | None, cu_seqlens: Tensor | None) -> None
             raise ValueError(f"g: got {g[where].item()} at index {list(where)}, takes log decays ≤ 0")
     if cu_seqlens is not None:
         ends = cu_seqlens.tolist()
-        if ends[0] != 0 or ends[-1] != q.shape[1] or any(a > b for a, b in zip(ends, ends[1:], strict=False)):
+        if ends[0] != 0 or ends[-1] != q.shape[1] or any(a > b for a, b in pairwise(ends)):
             raise ValueError(f"cu_seqlens: got {ends}, takes offsets that rise from 0 to T = {q.shape[1]}")

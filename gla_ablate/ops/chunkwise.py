@@ -1,18 +1,18 @@
-r"""The chunkwise form in plain PyTorch, vectorised over chunks and blocks: the `"torch"` backend, for any device and dtype.
+r"""The chunkwise form in plain PyTorch, vectorised over chunks and blocks: the `"torch"` backend, for any device.
 
-Numerics, the same as the Triton kernels'. A score needs exp(g_{j+1} + … + g_i). A difference of two running sums loses the
-small steps that follow a large one, and anchored factors exp(±sum) overflow, so every exponent here is a sum *outward* from
-an anchor between j and i, and each pair of rows meets at exactly one anchor:
+Numerics, the same as the Triton kernels'. A score needs exp(g_{j+1} + … + g_i). A difference of two running sums loses
+the small steps that follow a large one, and anchored factors exp(±sum) overflow, so every exponent here is a sum
+*outward* from an anchor between j and i, and each pair of rows meets at exactly one anchor:
 
 * rows of two chunks: at the boundaries of the chunks (`prefix`, `suffix`; both ≤ 0);
 * rows of two halves of a 2w-row segment: at its middle, for w = C/2, C/4, …, the block size (both exponents ≤ 0);
 * rows of one block: at its centre, as exp(d_i) · exp(−d_j). Here alone an exponent can be positive, so here alone the
-  steps are bounded (`BLOCK`): a block's half times the bound stays inside the range of the dtype, and a step that decays by
-  more is invisible at its precision.
+  steps are bounded (`BLOCK`): a block's half times the bound stays inside the range of the dtype, and a step that
+  decays by more is invisible at its precision.
 
-Backward is autograd's. Because an exponent is a sum outward from its anchor, its gradient is too: dg collects only the pairs
-that cross a step, and the textbook's cancelling q·dq − k·dk never appears, but for the few rows of a block. There the
-pair (i, i), which no gate touches, is kept out of the products, since it would dominate both terms.
+Backward is autograd's. Because an exponent is a sum outward from its anchor, its gradient is too: dg collects only the
+pairs that cross a step, and the textbook's cancelling q·dq − k·dk never appears, but for the few rows of a block. There
+the pair (i, i), which no gate touches, is kept out of the products, since it would dominate both terms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Rows of a block, and the step (nats) past which decay inside a block is cut: (rows / 2) · |bound| < log(largest number).
+# Rows of a block and the bound (nats) of a step inside it: (rows / 2) · |bound| stays under log(largest number).
 BLOCK = {torch.float32: (8, -19.0), torch.float64: (8, -170.0)}
 
 
@@ -67,7 +67,9 @@ def head_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
     return (q @ k.mT).tril() * steps.cumsum(-2).exp()
 
 
-def chunkwise(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def chunkwise(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
     """`o [B, T, H, V]` and the final state `[B, H, K, V]`; q already scaled, all tensors fp32 or all fp64.
 
     `g`: None, `[H]`, `[B, T, H]` or `[B, T, H, K]`; a gate without channels is never widened to K.
@@ -78,11 +80,15 @@ def chunkwise(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: 
     chunk = min(chunk, max(16, 1 << (T - 1).bit_length()))  # a chunk longer than the sequence is padding only
     n = -(-T // chunk)
 
-    def split(x: Tensor) -> Tensor:  # [B, T, H, ...] → [B, H, N, C, ...]; padding neither writes to the state nor decays it
+    def split(x: Tensor) -> Tensor:
+        """[B, T, H, ...] → [B, H, N, C, ...]; padding neither writes to the state nor decays it."""
         x = pad(x, (0, 0) * (x.dim() - 2) + (0, n * chunk - T))
         return x.view(x.shape[0], n, chunk, *x.shape[2:]).movedim(3, 1)
 
     qc, kc, vc = split(q).contiguous(), split(k).contiguous(), split(v).contiguous()
+    into: Tensor | None = None  # decay from the chunk's start to each row, from each row to the chunk's end, over it
+    out: Tensor | None = None
+    whole: Tensor | None = None
     if g is not None and g.dim() == 4:
         gc = split(g).contiguous()
         scores = channel_scores(qc, kc, gc)
@@ -94,7 +100,6 @@ def chunkwise(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: 
         into, out, whole = prefix(column).exp(), suffix(column).exp(), gc.sum(-1, keepdim=True).exp()
     else:
         scores = (qc @ kc.mT).tril()
-        into = out = whole = None
     added = (kc if out is None else kc * out).mT @ vc  # what each chunk writes, [B, H, N, K, V]
     states, state = [], initial_state
     for i in range(n):

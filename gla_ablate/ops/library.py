@@ -1,7 +1,7 @@
 """The Triton kernels as operators of PyTorch, so that `torch.compile`, autograd and `opcheck` know them.
 
-`gla_ablate::forward` → (o, final state, scores) and `gla_ablate::backward` → the gradients; tensors that a call doesn't ask for
-are empty. A second derivative raises.
+`gla_ablate::forward` → (o, final state, scores) and `gla_ablate::backward` → the gradients; tensors that a call doesn't
+ask for are empty. A second derivative raises.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ DEFAULT_CHUNK = 64
 
 
 def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
-    """`"triton"` or `"torch"` for a device ("auto": Triton on CUDA; float64 is for torch alone). Raises `ValueError`."""
+    """`"triton"` or `"torch"` for a device; "auto" is Triton on CUDA, and torch for float64. Raises `ValueError`."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: got {backend!r}, takes {', '.join(BACKENDS)}")
     kind = torch.device(device).type
@@ -54,9 +56,9 @@ def gated_linear_attention(
     r"""Gated linear attention: `S_t = diag(exp(g_t)) S_{t-1} + k_tᵀ v_t`, `o_t = scale · q_t S_t`.
 
     Args:
-        q, k: `[B, T, H, K]`, v: `[B, T, H, V]`; K and V from 1 to 512, any T ≥ 0. float32, bfloat16, float16, or float64
-            (torch backend). Under autocast they are cast as a matrix product's operands would be; else mixed dtypes are
-            promoted. The products of 16-bit inputs accumulate in fp32.
+        q, k: `[B, T, H, K]`, v: `[B, T, H, V]`; K and V from 1 to 512, any T ≥ 0. float32, bfloat16, float16,
+            or float64 (torch backend). Under autocast they are cast as a matrix product's operands would be; else mixed
+            dtypes are promoted. The products of 16-bit inputs accumulate in fp32.
         g: log forget gate ≤ 0, computed with in fp32 (fp64 for fp64 inputs): None, `[H]` (one fixed decay a head),
             `[B, T, H]` (a head and token) or `[B, T, H, K]` (a channel). −inf is allowed. A gate above 0 or NaN is the
             caller's error, found with `check_inputs`.
@@ -65,7 +67,7 @@ def gated_linear_attention(
         output_final_state: return the state after the last token, in the same shape and dtype.
         cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; sequences may be empty.
         chunk_size: 16, 32, 64, 128, 256 or "auto". Changes speed, never the result beyond rounding.
-        backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), or "auto".
+        backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), "auto".
         check_inputs: also read the values of g and cu_seqlens, which on a GPU waits for them.
 
     Returns:
@@ -114,7 +116,7 @@ def packed_chunkwise(
     ends = cu_seqlens.tolist()
     start = q.new_zeros(len(ends) - 1, H, K, V) if start is None else start
     parts = []
-    for i, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(ends)):
         gate = g if g is None or g.dim() == 1 else g[:, a:b]
         parts.append(chunkwise(q[:, a:b], k[:, a:b], v[:, a:b], gate, start[i : i + 1], chunk))
     return torch.cat([o for o, _ in parts], 1), torch.cat([s for _, s in parts])

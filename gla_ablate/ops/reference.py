@@ -49,7 +49,7 @@ def recurrent(
 def parallel(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, scale: float, initial_state: Tensor | None = None
 ) -> Output:
-    """All pairs at once (section 4.2, equation 4): P_ij = Σ_c q_ic k_jc exp(b_ic − b_jc) for j ≤ i, b the running sum of g.
+    """All pairs at once (section 4.2, equation 4): P_ij = Σ_c q_ic k_jc exp(b_ic − b_jc) for j ≤ i, b = Σ g to a row.
 
     The paper's (Q ⊙ B)(K / B)ᵀ divides by a vanishing B; here each pair's exponent is formed first, in log space.
     Takes B·H·T²·K numbers.
@@ -90,13 +90,13 @@ def two_level(
     chunk: int,
     block: int,
 ) -> Output:
-    """Secondary chunking (section 4.3.3): blocks of a chunk meet in plain matrix products, the diagonal ones in log space.
+    """Secondary chunking (section 4.3.3): a chunk's blocks meet in plain products, the diagonal ones in log space.
 
     For rows i of block I and columns j of an earlier block of the chunk, the score's decay is cut at the start of I:
     exp(b_i − b_j) = exp(b_i − b_start) · exp(b_start − b_j). Both exponents are ≤ 0, so both factors can be multiplied
     into q and k and the product taken by matrix units in half precision.
     """
-    B, T, H, K = q.shape
+    T = q.shape[1]
     decay = per_channel(g, k)
     state, outputs = zero_state(k, v, initial_state), []
     for s in range(0, T, chunk):

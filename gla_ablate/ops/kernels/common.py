@@ -1,9 +1,10 @@
 r"""What the kernels share: the kinds of gate, where a tile lies, and the decay over rows and tiles.
 
-Vocabulary. A *chunk* is the user's `chunk_size` C of tokens, at whose borders states are kept. A *tile* is what a program works
-on: BT = min(C, 64) rows of a sequence; a chunk has TPC = C / BT of them. `i_t` counts tiles over all sequences, `i_s` inside one.
-Decays are log2 sums in fp32, each a sum outward from its anchor (see `gla_ablate.ops.chunkwise`), so exp2 never sees a
-difference of running sums. `prefix` of row i: g over the tile's rows up to and with i; `suffix`: over those after i.
+Vocabulary. A *chunk* is the user's `chunk_size` C of tokens, at whose borders states are kept. A *tile* is what a
+program works on: BT = min(C, 64) rows of a sequence; a chunk has TPC = C / BT of them. `i_t` counts tiles over all
+sequences, `i_s` inside one. Decays are log2 sums in fp32, each a sum outward from its anchor (see
+`gla_ablate.ops.chunkwise`), so exp2 never sees a difference of running sums. `prefix` of row i: g over the tile's rows
+up to and with i; `suffix`: over those after i.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def locate(i_t, cu_seqlens, tiles, T, NT, VARLEN: tl.constexpr):
-    """Sequence, tile inside it, first row (64 bits: offsets pass 2³¹) and length of the sequence that tile `i_t` lies in."""
+    """Of tile `i_t`: its sequence, its place there, the sequence's first row (64 bits for offsets) and length."""
     if VARLEN:
         i_n = tl.load(tiles + 2 * i_t)
         i_s = tl.load(tiles + 2 * i_t + 1)
@@ -61,8 +62,10 @@ def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GAT
 
 
 @triton.jit
-def channel_decay(g, first, i_s, length, i_h, o_k, w: tl.constexpr, bound, H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr):
-    """prefix, suffix `[BT, BK]` inside each w rows of a tile, for gates on channels, each step not below `bound` (log2)."""
+def channel_decay(
+    g, first, i_s, length, i_h, o_k, w: tl.constexpr, bound, H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr
+):
+    """prefix, suffix `[BT, BK]` inside each w rows of a tile, gates on channels; steps cut at `bound` (log2)."""
     o_i = tl.arange(0, BT)
     o_t = i_s * BT + o_i
     m_k = o_k < K
@@ -101,13 +104,18 @@ def span(
 
 
 @triton.jit
-def head_matrix(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
-    """Decay `[BT, BT]` from row j to row i ≥ j of one tile for gates without channels (log2; junk above the diagonal)."""
+def head_matrix(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr, TRANS: tl.constexpr):
+    """log2 decay `[BT, BT]` from row j to row i ≥ j of a tile, gates without channels; 0 for j > i. TRANS: `[j, i]`."""
     o_i = tl.arange(0, BT)
+    earlier = o_i[:, None] < o_i[None, :] if TRANS else o_i[:, None] > o_i[None, :]
     if GATE == _HEAD:
-        e = head_gate(g, i_h) * tl.maximum(o_i[:, None] - o_i[None, :], 0)
+        distance = o_i[None, :] - o_i[:, None] if TRANS else o_i[:, None] - o_i[None, :]
+        e = tl.where(earlier, head_gate(g, i_h) * distance, 0.0)
     else:
         o_t = i_s * BT + o_i
         b_g = tl.load(g + (first + o_t) * H + i_h, mask=o_t < length, other=0.0) * LOG2E
-        e = tl.cumsum(tl.where(o_i[:, None] > o_i[None, :], b_g[:, None], 0.0), axis=0)
+        if TRANS:
+            e = tl.cumsum(tl.where(earlier, b_g[None, :], 0.0), axis=1)
+        else:
+            e = tl.cumsum(tl.where(earlier, b_g[:, None], 0.0), axis=0)
     return e

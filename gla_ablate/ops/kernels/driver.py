@@ -1,16 +1,15 @@
 """Runs the kernels: `forward` and `backward` on contiguous tensors that `gla_ablate.ops.op` has checked.
 
 Forward:  (prepare) → scan → scores → output.   Backward: (prepare) → scan, scan reversed → products, dA, dv → gradient.
-Gates on channels alone need `prepare`; every other buffer has the same size for every gate, and none of them K channels of
-decay for a gate without. States are recomputed in the backward; the scores are kept from the forward.
+Gates on channels alone need `prepare`; every other buffer has the same size for every gate, and none of them K channels
+of decay for a gate without. States are recomputed in the backward; the scores are kept from the forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,8 +26,6 @@ from gla_ablate.ops.kernels.scores import scores_kernel
 
 LOG2E = 1.4426950408889634
 
-Launch = Callable[..., None]
-
 
 def launch(kernel: Any, grid: int, **arguments: Any) -> None:
     """Every launch of the package passes here, which is where tests look on."""
@@ -38,7 +35,7 @@ def launch(kernel: Any, grid: int, **arguments: Any) -> None:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a dtype is computed with. `block`, `bound` (nats): rows of a diagonal block and its smallest step, see `chunkwise`."""
+    """How a dtype is computed with; `chunkwise` tells what `block` (rows) and `bound` (nats) are."""
 
     store: torch.dtype  # of q̂, k̂, states, scores, and the operands of products
     precision: str  # of products whose operands are fp32
@@ -55,6 +52,28 @@ NUMERICS = {
 TL_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
+class Tuning(NamedTuple):
+    """Launch parameters of a kernel: the largest tiles of K and V, warps, stages of its pipelined loops."""
+
+    bk: int
+    bv: int
+    num_warps: int
+    num_stages: int
+
+
+def tuning(kernel: str, kind: int, store: torch.dtype) -> Tuning:
+    """Parameters that compile without spills, or nearly, and inside a Hopper SM's shared memory, for any K and V.
+
+    Chosen by register and shared-memory counts of the compiled kernels, not by time.
+    """
+    channel, narrow = kind == CHANNEL, store == torch.bfloat16
+    if kernel == "gradient_kernel":
+        return Tuning(32, 64, 8, 1) if channel or not narrow else Tuning(64, 64, 8, 1)
+    if kernel == "scores_kernel" and channel:
+        return Tuning(32, 32, 8, 1)
+    return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)
+
+
 def gate_kind(g: Tensor | None) -> int:
     return NONE if g is None else {1: HEAD, 3: TOKEN, 4: CHANNEL}[g.dim()]
 
@@ -65,8 +84,11 @@ def tile(size: int, most: int) -> int:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Sizes of one call and where its sequences, tiles and chunks lie. Reads no value back from the device."""
+class Call:
+    """One call of the op: its sizes, where its sequences, tiles and chunks lie, and every launch argument that follows.
+
+    Reads no value back from the device.
+    """
 
     q: Tensor
     v: Tensor
@@ -77,7 +99,8 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        return (*self.q.shape, self.v.shape[-1])  # B, T, H, K, V
+        B, T, H, K = self.q.shape
+        return B, T, H, K, self.v.shape[-1]
 
     @property
     def sequences(self) -> int:
@@ -87,18 +110,33 @@ class Layout:
     def bt(self) -> int:
         return min(self.chunk, 64)
 
-    def count(self, size: int) -> int:
-        """How many pieces of `size` tokens there are; for packed sequences the most there can be."""
-        B, T = self.q.shape[:2]
-        return B * triton.cdiv(T, size) if self.cu_seqlens is None else T // size + self.sequences
+    @property
+    def tiles_a_chunk(self) -> int:
+        return self.chunk // self.bt
+
+    @property
+    def heads_and_tiles(self) -> int:
+        return self.count(self.bt) * self.q.shape[2]
+
+    @cached_property
+    def kind(self) -> int:
+        return gate_kind(self.g)
 
     @cached_property
     def numerics(self) -> Numerics:
         return NUMERICS[self.q.dtype]
 
+    def count(self, size: int) -> int:
+        """How many pieces of `size` tokens there are; for packed sequences the most there can be."""
+        B, T = self.q.shape[:2]
+        return B * triton.cdiv(T, size) if self.cu_seqlens is None else T // size + self.sequences
+
+    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, device=self.q.device, dtype=dtype or self.numerics.store)
+
     @cached_property
     def tables(self) -> dict[str, Tensor | None]:
-        """For packed sequences: (sequence, tile in it) of every tile, and each sequence's first tile and first chunk."""
+        """For packed sequences: (sequence, tile in it) of every tile, each sequence's first tile and first chunk."""
         if self.cu_seqlens is None:
             return {"cu_seqlens": None, "tiles": None, "tile_base": None, "chunk_base": None}
         length = self.cu_seqlens.diff()
@@ -115,104 +153,95 @@ class Layout:
             "chunk_base": (n_chunks.cumsum(0) - n_chunks).to(torch.int32),
         }
 
-    def arguments(self, *names: str) -> dict[str, Any]:
-        """The launch arguments of those names, each decided here once."""
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """What kernels take by these names, each decided here once."""
         B, T, H, K, V = self.shape
-        wide = 64 if self.q.dtype == torch.bfloat16 else 32
-        known = {
+        return {
             "T": T, "NT": triton.cdiv(T, self.bt), "NC": triton.cdiv(T, self.chunk), "n_rows": B * T,
-            "H": H, "K": K, "V": V, "BT": self.bt, "TPC": self.chunk // self.bt, "BK": tile(K, wide), "BV": tile(V, wide),
+            "H": H, "K": K, "V": V, "BT": self.bt, "TPC": self.tiles_a_chunk,
             "BLOCK": self.numerics.block, "LEVELS": (self.bt // self.numerics.block).bit_length() - 1,
-            "GATE": gate_kind(self.g), "VARLEN": self.cu_seqlens is not None,
+            "GATE": self.kind, "VARLEN": self.cu_seqlens is not None,
             "DTYPE": TL_DTYPE[self.numerics.store], "PRECISION": self.numerics.precision,
             "scale": self.scale, "bound": self.numerics.bound * LOG2E, "g": self.g,
             **self.tables,
         }  # fmt: skip
-        return {name: known[name] for name in names}
 
-    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.empty(shape, device=self.q.device, dtype=dtype or self.numerics.store)
+    def slices(self, kernel: Any) -> tuple[int, int]:
+        """Into how many tiles a kernel cuts K and V."""
+        most = tuning(kernel.fn.__name__, self.kind, self.numerics.store)
+        *_, K, V = self.shape
+        return triton.cdiv(K, tile(K, most.bk)), triton.cdiv(V, tile(V, most.bv))
 
-    def slices(self, size: int) -> int:
-        """Tiles of a K- or V-sized dimension."""
-        return triton.cdiv(size, tile(size, 64 if self.q.dtype == torch.bfloat16 else 32))
+    def run(self, kernel: Any, grid: int, **own: Any) -> None:
+        """Launches `grid` programs with its `own` arguments and, for the names it leaves out, those of the call."""
+        known = {**self.arguments, **own}
+        most = tuning(kernel.fn.__name__, known["GATE"], self.numerics.store)
+        known["BK"], known["BV"] = tile(known["K"], most.bk), tile(known["V"], most.bv)
+        given = {name: known[name] for name in kernel.arg_names}
+        launch(kernel, grid, **given, num_warps=most.num_warps, num_stages=most.num_stages)
 
 
-TILES = ("cu_seqlens", "tiles", "T", "NT", "H", "BT", "VARLEN")
-PRODUCT = ("DTYPE", "PRECISION")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """q and k as the later kernels read them: with the decay to the tile's borders for gates on channels, else as given."""
+class Prepared(NamedTuple):
+    """q and k as later kernels read them: for gates on channels with the decay to the tile's borders."""
 
     q: Tensor
     k: Tensor
     total: Tensor | None
 
 
-def prepare(at: Layout, q: Tensor, k: Tensor) -> Prepared:
-    B, T, H, K, _ = at.shape
-    if gate_kind(at.g) != CHANNEL:
+def prepare(call: Call, q: Tensor, k: Tensor) -> Prepared:
+    B, T, H, K, _ = call.shape
+    if call.kind != CHANNEL:
         return Prepared(q, k, None)
-    n = at.count(at.bt)
-    ready = Prepared(at.new(B, T, H, K), at.new(B, T, H, K), at.new(n, H, K, dtype=torch.float32))
-    launch(
-        prepare_kernel, n * H * at.slices(K), q=q, k=k, qg=ready.q, kg=ready.k, total=ready.total,
-        **at.arguments(*TILES, "g", "K", "BK", "scale"),
-    )  # fmt: skip
-    return ready
+    qg, kg = call.new(B, T, H, K), call.new(B, T, H, K)
+    total = call.new(call.count(call.bt), H, K, dtype=torch.float32)
+    n_k, _ = call.slices(prepare_kernel)
+    call.run(prepare_kernel, call.heads_and_tiles * n_k, q=q, k=k, qg=qg, kg=kg, total=total)
+    return Prepared(qg, kg, total)
 
 
 def scan(
-    at: Layout, a: Tensor, b: Tensor, total: Tensor | None, start: Tensor | None, *, reverse: bool, keep_end: bool
+    call: Call, a: Tensor, b: Tensor, total: Tensor | None, start: Tensor | None, *, reverse: bool, keep_end: bool
 ) -> tuple[Tensor, Tensor | None]:
     """States (reversed: their gradients) at every chunk `[chunks, H, K, V]`, and at the end `[N, H, K, V]`."""
-    _, _, H, K, V = at.shape
-    states = at.new(at.count(at.chunk), H, K, V)
-    end = at.new(at.sequences, H, K, V, dtype=torch.float32) if keep_end else None
-    launch(
-        scan_kernel, at.sequences * H * at.slices(K) * at.slices(V),
-        a=a, b=b, total=total, start=start, states=states, end=end, REVERSE=reverse, HAS_START=start is not None,
-        STORE_END=keep_end,
-        **at.arguments("cu_seqlens", "tile_base", "chunk_base", "g", "scale", "T", "NT", "NC", "H", "K", "V", "BT", "TPC",
-                       "BK", "BV", "GATE", "VARLEN", "PRECISION"),
+    _, _, H, K, V = call.shape
+    states = call.new(call.count(call.chunk), H, K, V)
+    end = call.new(call.sequences, H, K, V, dtype=torch.float32) if keep_end else None
+    n_k, n_v = call.slices(scan_kernel)
+    call.run(
+        scan_kernel, call.sequences * H * n_k * n_v, a=a, b=b, total=total, start=start, states=states, end=end,
+        REVERSE=reverse, HAS_START=start is not None, STORE_END=keep_end,
     )  # fmt: skip
     return states, end
 
 
-def scores(at: Layout, q: Tensor, k: Tensor, ready: Prepared) -> Tensor:
-    B, T, H, K, _ = at.shape
-    out = at.new(B, T, H, at.chunk)
-    arguments = at.arguments(*TILES, *PRODUCT, "g", "scale", "bound", "TPC", "K", "BK", "BLOCK", "LEVELS", "GATE")
-    launch(
-        scores_kernel, at.count(at.bt) * H * arguments["TPC"],
-        q=q, k=k, qg=ready.q, kg=ready.k, total=ready.total, scores=out, **arguments,
-    )  # fmt: skip
+def scores(call: Call, q: Tensor, k: Tensor, ready: Prepared) -> Tensor:
+    B, T, H, *_ = call.shape
+    out = call.new(B, T, H, call.chunk)
+    grid = call.heads_and_tiles * call.tiles_a_chunk
+    call.run(scores_kernel, grid, q=q, k=k, qg=ready.q, kg=ready.k, total=ready.total, scores=out)
     return out
 
 
-def score_gradient(at: Layout, do: Tensor, v: Tensor) -> Tensor:
+def score_gradient(call: Call, do: Tensor, v: Tensor) -> Tensor:
     """dA = do vᵀ: the scores of do and v without a gate, in fp32, since dg is a difference of what comes of it."""
-    B, T, H, _, V = at.shape
-    out = at.new(B, T, H, at.chunk, dtype=torch.float32)
-    arguments = at.arguments(*TILES, *PRODUCT, "bound", "TPC", "BV", "BLOCK", "LEVELS")
-    arguments["BK"] = arguments.pop("BV")
-    launch(
-        scores_kernel, at.count(at.bt) * H * arguments["TPC"],
-        q=do, k=v, qg=do, kg=v, g=None, total=None, scores=out, scale=1.0, K=V, GATE=NONE, **arguments,
+    B, T, H, _, V = call.shape
+    out = call.new(B, T, H, call.chunk, dtype=torch.float32)
+    grid = call.heads_and_tiles * call.tiles_a_chunk
+    call.run(
+        scores_kernel, grid, q=do, k=v, qg=do, kg=v, g=None, total=None, scores=out, scale=1.0, K=V, GATE=NONE
     )  # fmt: skip
     return out
 
 
-def output(at: Layout, a: Tensor, b: Tensor, a_scores: Tensor, states: Tensor, total: Tensor | None, *, reverse: bool) -> Tensor:
-    _, _, H, _, V = at.shape
+def output(
+    call: Call, a: Tensor, b: Tensor, a_scores: Tensor, states: Tensor, total: Tensor | None, *, reverse: bool
+) -> Tensor:
     o = torch.empty_like(b)
-    launch(
-        output_kernel, at.count(at.bt) * H * at.slices(V),
-        a=a, b=b, scores=a_scores, states=states, total=total, o=o, REVERSE=reverse,
-        **at.arguments(*TILES, *PRODUCT, "chunk_base", "g", "scale", "NC", "K", "V", "TPC", "BK", "BV", "GATE"),
-    )  # fmt: skip
+    _, n_v = call.slices(output_kernel)
+    grid = call.heads_and_tiles * n_v
+    call.run(output_kernel, grid, a=a, b=b, scores=a_scores, states=states, total=total, o=o, REVERSE=reverse)
     return o
 
 
@@ -221,46 +250,47 @@ def forward(
     scale: float, chunk: int, keep_end: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """o `[B, T, H, V]`, the final state if asked for, and the scores `[B, T, H, C]` that `backward` takes."""
-    at = Layout(q, v, g, cu_seqlens, scale, chunk)
-    ready = prepare(at, q, k)
-    states, end = scan(at, ready.k, v, ready.total, start, reverse=False, keep_end=keep_end)
-    a = scores(at, q, k, ready)
-    return output(at, ready.q, v, a, states, ready.total, reverse=False), end, a
+    with torch.cuda.device_of(q):
+        call = Call(q, v, g, cu_seqlens, scale, chunk)
+        ready = prepare(call, q, k)
+        states, end = scan(call, ready.k, v, ready.total, start, reverse=False, keep_end=keep_end)
+        a = scores(call, q, k, ready)
+        return output(call, ready.q, v, a, states, ready.total, reverse=False), end, a
 
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, start: Tensor | None, cu_seqlens: Tensor | None, a: Tensor,
     do: Tensor, d_end: Tensor | None, scale: float, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """dq, dk, dv in their inputs' dtypes, dg in the gate's shape and fp32, the initial state's gradient if there is one."""
-    at = Layout(q, v, g, cu_seqlens, scale, chunk)
-    B, T, H, K, _ = at.shape
-    kind, slices = gate_kind(g), at.slices(K)
-    ready = prepare(at, q, k)
-    states, _ = scan(at, ready.k, v, ready.total, start, reverse=False, keep_end=False)
-    d_states, d_start = scan(at, ready.q, do, ready.total, d_end, reverse=True, keep_end=start is not None)
-    dv = output(at, ready.k, do, a, d_states, ready.total, reverse=True)
-    x, y = at.new(B, T, H, K), at.new(B, T, H, K)
-    flow = at.new(at.count(chunk), H, K, dtype=torch.float32) if kind != NONE else None
-    launch(
-        products_kernel, at.count(at.bt) * H * slices,
-        do=do, v=v, h=states, dh=d_states, x=x, y=y, flow=flow, GATED=kind != NONE,
-        **at.arguments(*TILES, *PRODUCT, "chunk_base", "NC", "K", "V", "TPC", "BK", "BV"),
-    )  # fmt: skip
-    del states, d_states
-    da = score_gradient(at, do, v)
-    dq, dk = torch.empty_like(q), torch.empty_like(k)
-    dg = None
-    if kind != NONE:
-        dg = at.new(*((B, T, H, K) if kind == CHANNEL else (slices, B, T, H)), dtype=torch.float32)
-    launch(
-        gradient_kernel, at.count(at.bt) * H * slices,
-        q=q, k=k, qg=ready.q, kg=ready.k, total=ready.total, x=x, y=y, da=da, flow=flow, dq=dq, dk=dk, dg=dg,
-        **at.arguments(*TILES, *PRODUCT, "chunk_base", "g", "scale", "bound", "NC", "n_rows", "K", "TPC", "BK", "BLOCK",
-                       "LEVELS", "GATE"),
-    )  # fmt: skip
-    if dg is not None and kind == TOKEN:
-        dg = dg.sum(0)
-    elif dg is not None and kind == HEAD:
-        dg = dg.sum((0, 1, 2))
-    return dq, dk, dv, dg, d_start
+    """dq, dk, dv in their inputs' dtypes; dg in the gate's shape, fp32; the initial state's if there is one."""
+    with torch.cuda.device_of(q):
+        call = Call(q, v, g, cu_seqlens, scale, chunk)
+        B, T, H, K, _ = call.shape
+        ready = prepare(call, q, k)
+        states, _ = scan(call, ready.k, v, ready.total, start, reverse=False, keep_end=False)
+        d_states, d_start = scan(call, ready.q, do, ready.total, d_end, reverse=True, keep_end=start is not None)
+        dv = output(call, ready.k, do, a, d_states, ready.total, reverse=True)
+        gated = call.kind != NONE
+        x, y = call.new(B, T, H, K), call.new(B, T, H, K)
+        flow = call.new(call.count(chunk), H, K, dtype=torch.float32) if gated else None
+        n_k, _ = call.slices(products_kernel)
+        call.run(
+            products_kernel, call.heads_and_tiles * n_k,
+            do=do, v=v, h=states, dh=d_states, x=x, y=y, flow=flow, GATED=gated,
+        )  # fmt: skip
+        del states, d_states
+        da = score_gradient(call, do, v)
+        dq, dk = torch.empty_like(q), torch.empty_like(k)
+        n_k, _ = call.slices(gradient_kernel)
+        dg = None
+        if gated:
+            dg = call.new(*((B, T, H, K) if call.kind == CHANNEL else (n_k, B, T, H)), dtype=torch.float32)
+        call.run(
+            gradient_kernel, call.heads_and_tiles * n_k,
+            q=q, k=k, qg=ready.q, kg=ready.k, total=ready.total, x=x, y=y, da=da, flow=flow, dq=dq, dk=dk, dg=dg,
+        )  # fmt: skip
+        if dg is not None and call.kind == TOKEN:
+            dg = dg.sum(0)
+        elif dg is not None and call.kind == HEAD:
+            dg = dg.sum((0, 1, 2))
+        return dq, dk, dv, dg, d_start

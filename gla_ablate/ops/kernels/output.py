@@ -14,15 +14,17 @@ _CHANNEL = tl.constexpr(CHANNEL)
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
 def output_kernel(
     a, b, scores, states, g, total, o, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr,
     GATE: tl.constexpr, REVERSE: tl.constexpr, VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """o_I = q̂_I h + Σ_{J ≤ I} A_IJ v_J, or, reversed, dv_J = k̂_J dh + Σ_{I ≥ J} A_IJᵀ do_I, over the tiles of a chunk.
+    """o_I = q̂_I h + Σ_{J ≤ I} A_IJ v_J, or, reversed, dv_J = k̂_J dh + Σ_{I ≥ J} A_IJᵀ do_I, over the tiles of a
+    chunk.
 
-    a = q (qg for gates on channels), b = v, states = h at the chunk's start; reversed a = k (kg), b = do, states = dh at its
-    end. Grid: tiles · H · V/BV.
+    a = q (qg for gates on channels), b = v, states = h at the chunk's start; reversed a = k (kg), b = do, states = dh
+    at its end. Grid: tiles · H · V/BV.
     """
-    NV: tl.constexpr = tl.cdiv(V, BV)
+    NV: tl.constexpr = (V + BV - 1) // BV
     pid = tl.program_id(0)
     i_v, i_h, i_t = pid % NV, (pid // NV) % H, pid // (NV * H)
     i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
@@ -43,7 +45,9 @@ def output_kernel(
     for i_k in range(0, tl.cdiv(K, BK)):
         o_k = i_k * BK + tl.arange(0, BK)
         m_k = o_k < K
-        b_a = tl.load(a + ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+        b_a = tl.load(
+            a + ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
         if GATE == _CHANNEL and TPC > 1:
             b_a = b_a * tl.exp2(span(g, total, first, i_t, i_s, near, far, length, i_h, o_k, H, K, BT, GATE))[None, :]
         b_s = tl.load(states + p_state + o_k[:, None] * V + o_v[None, :], mask=m_k[:, None] & m_v[None, :], other=0.0)
@@ -58,13 +62,15 @@ def output_kernel(
     for j_s in range(i_s if REVERSE else begin, end if REVERSE else i_s + 1):
         o_j = j_s * BT + o_i
         m_j = o_j < length
-        if REVERSE:  # Aᵀ is read as such: transposing an accumulator on the way into a product is miscompiled by some Tritons
+        if REVERSE:  # Aᵀ is read as such: some Tritons miscompile the transpose of a result on its way into a product
             p_x = ((first + o_j[None, :]) * H + i_h) * (TPC * BT) + ((i_s - begin) * BT + o_i)[:, None]
             b_x = tl.load(scores + p_x, mask=m_j[None, :], other=0.0)
         else:
             p_x = ((first + o_t[:, None]) * H + i_h) * (TPC * BT) + ((j_s - begin) * BT + o_i)[None, :]
             b_x = tl.load(scores + p_x, mask=m_t[:, None], other=0.0)
-        b_b = tl.load(b + ((first + o_j[:, None]) * H + i_h) * V + o_v[None, :], mask=m_j[:, None] & m_v[None, :], other=0.0)
+        b_b = tl.load(
+            b + ((first + o_j[:, None]) * H + i_h) * V + o_v[None, :], mask=m_j[:, None] & m_v[None, :], other=0.0
+        )
         acc += tl.dot(b_x.to(DTYPE), b_b.to(DTYPE), input_precision=PRECISION)
     p_o = o + ((first + o_t[:, None]) * H + i_h) * V + o_v[None, :]
     tl.store(p_o, acc.to(o.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])

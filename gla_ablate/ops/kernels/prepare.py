@@ -13,11 +13,12 @@ def prepare_kernel(
     q, k, g, qg, kg, total, cu_seqlens, tiles, scale, T, NT,
     H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
-    """qg = scale · q · exp(prefix), kg = k · exp(suffix) `[B, T, H, K]`; total `[tiles, H, K]`: log2 decay over each tile.
+    """qg = scale · q · exp(prefix), kg = k · exp(suffix) `[B, T, H, K]`; total `[tiles, H, K]`: log2 decay over each
+    tile.
 
     Both exponents are ≤ 0: nothing overflows, and what underflows is nothing. Grid: tiles · H · K/BK.
     """
-    NK: tl.constexpr = tl.cdiv(K, BK)
+    NK: tl.constexpr = (K + BK - 1) // BK
     pid = tl.program_id(0)
     i_k, i_h, i_t = pid % NK, (pid // NK) % H, pid // (NK * H)
     _, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)

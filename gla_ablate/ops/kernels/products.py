@@ -11,14 +11,16 @@ from gla_ablate.ops.kernels.common import locate
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
 def products_kernel(
     do, v, h, dh, x, y, flow, cu_seqlens, tiles, chunk_base, T, NT, NC,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr,
     GATED: tl.constexpr, VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """X, Y `[B, T, H, K]` without any decay; flow `[chunks, H, K]` = Σ_v h ∘ dh, what passes through a chunk unread (gates only).
+    """X, Y `[B, T, H, K]` without any decay; flow `[chunks, H, K]` = Σ_v h ∘ dh, what passes through a chunk unread
+    (gates only).
 
     h is the state at the chunk's start, dh the state's gradient at its end. Grid: tiles · H · K/BK.
     """
-    NK: tl.constexpr = tl.cdiv(K, BK)
+    NK: tl.constexpr = (K + BK - 1) // BK
     pid = tl.program_id(0)
     i_k, i_h, i_t = pid % NK, (pid // NK) % H, pid // (NK * H)
     i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)

@@ -14,18 +14,20 @@ _CHANNEL = tl.constexpr(CHANNEL)
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
 def scan_kernel(
     a, b, g, total, start, states, end, cu_seqlens, tile_base, chunk_base, scale, T, NT, NC,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr,
     GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """S ← exp(total) S + âᵀ b, tile by tile; `states[c]` `[chunks, H, K, V]` is S as chunk c meets it.
 
-    Forward, a = k (kg for gates on channels), b = v, â carries the decay to the tile's end; `states` holds the state at each
-    chunk's start. Backward in time, a = q (qg), b = do, â carries scale and the decay from the tile's start; `states` holds
-    the gradient of the state at each chunk's end. `start`, `end` `[N, H, K, V]`, fp32. Grid: N · H · K/BK · V/BV.
+    Forward, a = k (kg for gates on channels), b = v, â carries the decay to the tile's end; `states` holds the state at
+    each chunk's start. Backward in time, a = q (qg), b = do, â carries scale and the decay from the tile's start;
+    `states` holds the gradient of the state at each chunk's end. `start`, `end` `[N, H, K, V]`, fp32.
+    Grid: N · H · K/BK · V/BV.
     """
-    NK: tl.constexpr = tl.cdiv(K, BK)
-    NV: tl.constexpr = tl.cdiv(V, BV)
+    NK: tl.constexpr = (K + BK - 1) // BK
+    NV: tl.constexpr = (V + BV - 1) // BV
     pid = tl.program_id(0)
     i_v, i_k, i_h, i_n = pid % NV, (pid // NV) % NK, (pid // (NV * NK)) % H, pid // (NV * NK * H)
     if VARLEN:
@@ -65,7 +67,9 @@ def scan_kernel(
         b_a = tl.load(
             a + ((first + o_t[None, :]) * H + i_h) * K + o_k[:, None], mask=(o_k < K)[:, None] & m_t[None, :], other=0.0
         )  # [BK, BT]
-        b_b = tl.load(b + ((first + o_t[:, None]) * H + i_h) * V + o_v[None, :], mask=m_t[:, None] & (o_v < V)[None, :], other=0.0)
+        b_b = tl.load(
+            b + ((first + o_t[:, None]) * H + i_h) * V + o_v[None, :], mask=m_t[:, None] & (o_v < V)[None, :], other=0.0
+        )
         if GATE != _NONE and GATE != _CHANNEL:
             prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
             b_a = b_a.to(tl.float32) * tl.exp2(prefix if REVERSE else suffix)[None, :]

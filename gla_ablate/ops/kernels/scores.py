@@ -12,31 +12,41 @@ _CHANNEL = tl.constexpr(CHANNEL)
 
 
 @triton.jit
+def half_scores(
+    b_q, b_k, g, first, i_s, length, i_h, o_k, w: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores of the later w rows of every 2w with the earlier w, anchored where they meet: both exponents are ≤ 0."""
+    o_i = tl.arange(0, BT)
+    prefix, suffix = channel_decay(g, first, i_s, length, i_h, o_k, w, -float("inf"), H, K, BT)
+    upper = ((o_i // w) % 2 == 1)[:, None]
+    b_qe = tl.where(upper, b_q * tl.exp2(prefix), 0.0).to(DTYPE)
+    b_ke = tl.where(upper, 0.0, b_k * tl.exp2(suffix)).to(DTYPE)
+    pair = (o_i // (2 * w))[:, None] == (o_i // (2 * w))[None, :]
+    return tl.where(pair, tl.dot(b_qe, tl.trans(b_ke), input_precision=PRECISION), 0.0)
+
+
+@triton.jit
 def diagonal_scores(
     q, k, g, p, m, first, i_s, length, i_h, o_k, bound,
     H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One K-slice of the scores of a tile with itself, gates on channels: a tree of halves, then blocks about their centre."""
+    """One K-slice of the scores of a tile with itself, gates on channels: a tree of halves, then blocks about their
+    centre."""
     o_i = tl.arange(0, BT)
     b_q = tl.load(q + p, mask=m, other=0.0).to(tl.float32)
     b_k = tl.load(k + p, mask=m, other=0.0).to(tl.float32)
     # the pair (i, i) meets no gate: elementwise, so that the products below hold strictly earlier columns alone
     acc = tl.where(o_i[:, None] == o_i[None, :], tl.sum(b_q * b_k, axis=1)[:, None], 0.0)
     for level in tl.static_range(LEVELS):
-        w: tl.constexpr = BT >> (level + 1)
-        prefix, suffix = channel_decay(g, first, i_s, length, i_h, o_k, w, -float("inf"), H, K, BT)
-        upper = ((o_i // w) % 2 == 1)[:, None]
-        b_qe = tl.where(upper, b_q * tl.exp2(prefix), 0.0).to(DTYPE)
-        b_ke = tl.where(upper, 0.0, b_k * tl.exp2(suffix)).to(DTYPE)
-        pair = (o_i // (2 * w))[:, None] == (o_i // (2 * w))[None, :]
-        acc += tl.where(pair, tl.dot(b_qe, tl.trans(b_ke), input_precision=PRECISION), 0.0)
+        acc += half_scores(b_q, b_k, g, first, i_s, length, i_h, o_k, BT >> (level + 1), H, K, BT, DTYPE, PRECISION)
     half: tl.constexpr = BLOCK // 2
     prefix, suffix = channel_decay(g, first, i_s, length, i_h, o_k, half, bound, H, K, BT)
     d = tl.where(((o_i // half) % 2 == 1)[:, None], prefix, -suffix)
     pair = ((o_i // BLOCK)[:, None] == (o_i // BLOCK)[None, :]) & (o_i[:, None] > o_i[None, :])
-    # fp32 operands at every input precision: these exponents reach ±52 nats and the decay here carries most of dg
-    inner = tl.dot(b_q * tl.exp2(d), tl.trans(b_k * tl.exp2(-d)), input_precision="tf32x3")
+    # fp32 operands for every dtype: these factors reach exp(±76), and most of dg comes of the decay in here
+    inner = tl.dot(b_q * tl.exp2(d), tl.trans(b_k * tl.exp2(-d)), input_precision=PRECISION)
     return acc + tl.where(pair, inner, 0.0)
 
 
@@ -81,10 +91,10 @@ def scores_kernel(
         acc *= scale
         if GATE != _NONE:
             if i_c == i_s % TPC:
-                acc *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE))
+                acc *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, False))
             else:
-                prefix, _ = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
-                _, suffix = row_decay(g, first, j_s, length, i_h, H, BT, GATE)
+                prefix, _suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+                _prefix, suffix = row_decay(g, first, j_s, length, i_h, H, BT, GATE)
                 between = span(g, total, first, i_t, i_s, j_s + 1, i_s, length, i_h, o_i, H, K, BT, GATE)
                 acc *= tl.exp2(prefix[:, None] + between + suffix[None, :])
     acc = tl.where(o_t[:, None] >= o_j[None, :], acc, 0.0)

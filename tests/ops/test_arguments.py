@@ -1,0 +1,155 @@
+"""What the op takes and refuses: each refusal is a ValueError that names the argument, before anything is launched."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gla_ablate.ops import gated_linear_attention, resolve_backend
+from gla_ablate.ops.reference import recurrent
+from tests.ops.cases import DEVICE, KINDS, Case, inputs
+
+B, T, H, K, V = 2, 10, 3, 8, 6
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    given = {
+        "q": torch.randn(B, T, H, K),
+        "k": torch.randn(B, T, H, K),
+        "v": torch.randn(B, T, H, V),
+        "g": -torch.rand(B, T, H, K),
+        **changes,
+    }
+    return {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in given.items()}
+
+
+REFUSED = {
+    "q three-dimensional": ({"q": torch.randn(B, T, K)}, "q: got shape"),
+    "q of integers": ({"q": torch.ones(B, T, H, K, dtype=torch.long)}, "q: got dtype torch.int64"),
+    "q a list": ({"q": [1.0]}, "q: got list"),
+    "k of other heads": ({"k": torch.randn(B, T, H + 1, K)}, "k: got shape"),
+    "v of another length": ({"v": torch.randn(B, T + 1, H, V)}, "v: got shape"),
+    "v too wide": ({"v": torch.randn(B, T, H, 513)}, "v: got 513 channels"),
+    "no channels": ({"q": torch.randn(B, T, H, 0), "k": torch.randn(B, T, H, 0)}, "q: got 0 channels"),
+    "g of the batch's size": ({"g": torch.zeros(B)}, "g: got shape"),
+    "g of value channels": ({"g": torch.zeros(B, T, H, V)}, "g: got shape"),
+    "g of integers": ({"g": torch.zeros(H, dtype=torch.int32)}, "g: got dtype"),
+    "state of another shape": ({"initial_state": torch.zeros(B, H, V, K)}, "initial_state: got shape"),
+    "state in bf16": ({"initial_state": torch.zeros(B, H, K, V, dtype=torch.bfloat16)}, "initial_state: got dtype"),
+    "cu_seqlens with a batch": ({"cu_seqlens": torch.tensor([0, T])}, "cu_seqlens: got a batch of 2"),
+    "cu_seqlens of floats": ({"cu_seqlens": torch.tensor([0.0, T])}, "cu_seqlens: got torch.float32"),
+    "chunk size 48": ({"chunk_size": 48}, "chunk_size: got 48"),
+    "chunk size 8": ({"chunk_size": 8}, "chunk_size: got 8"),
+    "chunk size 512": ({"chunk_size": 512}, "chunk_size: got 512"),
+    "chunk size of a bool": ({"chunk_size": True}, "chunk_size: got True"),
+    "chunk size of a word": ({"chunk_size": "large"}, "chunk_size: got 'large'"),
+    "unknown backend": ({"backend": "cuda"}, "backend: got 'cuda'"),
+    "fp64 on triton": (
+        {name: torch.zeros(B, T, H, n).double() for name, n in (("q", K), ("k", K), ("v", V))} | {"backend": "triton"},
+        "backend: got 'triton' with float64",
+    ),
+    "gate above 0": ({"g": torch.full((H,), 0.5), "check_inputs": True}, r"g: got 0.5 at index \[0\]"),
+    "NaN gate": ({"g": torch.full((B, T, H), torch.nan), "check_inputs": True}, "g: got nan"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_the_argument(name: str) -> None:
+    changes, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        gated_linear_attention(**arguments(**changes))
+
+
+@pytest.mark.parametrize("ends", [[0, 4], [1, T], [0, 7, 5, T]])
+def test_check_inputs_finds_offsets_that_do_not_rise_to_the_end(ends: list[int]) -> None:
+    given = {name: x[:1] for name, x in arguments().items()}
+    with pytest.raises(ValueError, match="cu_seqlens: got"):
+        gated_linear_attention(**given, cu_seqlens=torch.tensor(ends, device=DEVICE), check_inputs=True)
+
+
+def test_auto_is_triton_on_cuda_and_torch_elsewhere() -> None:
+    assert resolve_backend("auto", "cuda") == "triton"
+    assert resolve_backend("auto", "cuda", torch.float64) == "torch"
+    assert resolve_backend("auto", "cpu") == "torch"
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_sequence_passes_the_state_on(kind: str, backend: str) -> None:
+    given, _ = inputs(Case(kind=kind, T=0))
+    q, k, v, g, start = (None if given[n] is None else given[n].float() for n in ("q", "k", "v", "g", "initial_state"))
+    start.requires_grad_()
+    o, state = gated_linear_attention(q, k, v, g, initial_state=start, output_final_state=True, backend=backend)
+    assert o.shape == v.shape
+    assert torch.equal(state, start)
+    (grad,) = torch.autograd.grad(state.sum(), start)
+    assert torch.equal(grad, torch.ones_like(start))
+    _, zero = gated_linear_attention(q, k, v, g, output_final_state=True, backend=backend)
+    assert torch.equal(zero, torch.zeros_like(start))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_non_contiguous_inputs_are_right(backend: str) -> None:
+    given, _ = inputs(Case(T=33))
+
+    def strided(x: Tensor) -> Tensor:  # the same values with the heads outermost and a gap between the channels
+        wide = x.float().movedim(2, 0).repeat_interleave(2, -1).contiguous()
+        return wide[..., ::2].movedim(0, 2)
+
+    args = [given[name] for name in ("q", "k", "v", "g")]
+    views = [strided(x).requires_grad_() for x in args]
+    assert not any(x.is_contiguous() for x in views)
+    o, _ = gated_linear_attention(*views, backend=backend)
+    incoming = strided(inputs(Case(T=33))[1]["o"])
+    grads = torch.autograd.grad(o, views, incoming)
+    leaves = [x.clone().requires_grad_() for x in args]
+    want, _ = recurrent(*leaves, scale=Case().K ** -0.5)
+    torch.testing.assert_close(o.double(), want, rtol=0, atol=1e-4)
+    for got, ref in zip(grads, torch.autograd.grad(want, leaves, incoming.double()), strict=True):
+        torch.testing.assert_close(got.double(), ref, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_gate_of_minus_infinity_resets(backend: str) -> None:
+    given, _ = inputs(Case(T=40))
+    q, k, v, g = (given[name].float() for name in ("q", "k", "v", "g"))
+    g = g.clone()
+    g[:, 20] = -torch.inf
+    g.requires_grad_()
+    o, _ = gated_linear_attention(q, k, v, g, backend=backend, chunk_size=16)
+    (dg,) = torch.autograd.grad(o.sum(), g)
+    alone, _ = gated_linear_attention(q[:, 20:], k[:, 20:], v[:, 20:], g[:, 20:].detach(), backend=backend)
+    torch.testing.assert_close(o[:, 20:], alone, rtol=1e-5, atol=1e-5)
+    assert dg.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_scale_multiplies_the_output(backend: str) -> None:
+    given = {name: x.float() for name, x in arguments().items()}
+    one, _ = gated_linear_attention(**given, scale=1.0, backend=backend)
+    half, _ = gated_linear_attention(**given, scale=0.5, backend=backend)
+    default, _ = gated_linear_attention(**given, backend=backend)
+    torch.testing.assert_close(half, one / 2)
+    torch.testing.assert_close(default, one * K**-0.5)
+
+
+def test_mixed_dtypes_are_promoted_and_their_gradients_come_back_in_their_own() -> None:
+    given = arguments()
+    q = given["q"].bfloat16().requires_grad_()
+    v = given["v"].requires_grad_()
+    g = given["g"].bfloat16().requires_grad_()
+    o, _ = gated_linear_attention(q, given["k"].bfloat16(), v, g, backend="torch")
+    assert o.dtype == torch.float32
+    dq, dv, dg = torch.autograd.grad(o.sum(), (q, v, g))
+    assert (dq.dtype, dv.dtype, dg.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_autocast_sets_the_dtype_as_for_a_matrix_product(backend: str) -> None:
+    given = arguments()
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        o, _ = gated_linear_attention(**given | {"q": given["q"].bfloat16()}, backend=backend)
+    assert o.dtype == torch.bfloat16
+    full, _ = gated_linear_attention(**given, backend="torch")
+    assert (o.float() - full).norm() <= 1e-2 * full.norm()

@@ -1,0 +1,83 @@
+"""The op against the recurrent form in fp64: o, the final state and every gradient, on both backends.
+
+Without a GPU the kernels run in the interpreter: small, and in fp32, since its 16-bit arithmetic isn't the hardware's.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.ops.cases import GPU, KINDS, STRENGTHS, Case, check
+
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.filterwarnings("ignore::UserWarning")]
+BACKENDS = ("torch", "triton")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16) if GPU else (torch.float32,)
+SIZE = Case(B=2, T=1000, H=4, K=128, V=256) if GPU else Case()
+
+GATES = [
+    replace(SIZE, kind=kind, strength=strength)
+    for kind in KINDS
+    for strength in (STRENGTHS if kind != "none" else ("usual",))
+]
+CHUNKS = [
+    replace(SIZE, kind=kind, strength=strength, T=SIZE.T if GPU else 270, H=SIZE.H if GPU else 1, chunk=chunk)
+    for kind in KINDS
+    for chunk in (16, 32, 128, 256)
+    for strength in ("usual", "resets")
+    if kind in ("token", "channel") or strength == "usual"
+]
+SHAPES = [
+    replace(Case(kind=kind), **size)
+    for kind in KINDS
+    for size in (
+        {"T": 1},
+        {"T": 64, "B": 2, "chunk": 32},
+        {"T": 65, "K": 7, "V": 33, "chunk": 32},
+        {"T": 17, "K": 80, "V": 3, "chunk": 16},
+        {"T": 20, "K": 16, "V": 130, "H": 1},
+        {"T": 33, "K": 1, "V": 1, "H": 3},
+    )
+]
+LARGE = [
+    replace(Case(kind=kind, T=300 if GPU else 20, H=1), K=K, V=V)
+    for kind in KINDS
+    for K, V in (((512, 512),) if GPU else ((512, 16), (16, 512)))
+]
+PACKED = [
+    replace(Case(kind=kind, strength=strength), T=sum(lengths), lengths=lengths, chunk=chunk)
+    for kind in KINDS
+    for strength, lengths, chunk in (
+        ("usual", (0, 40, 0, 1, 64, 0, 35, 0), 64),
+        ("usual", (150, 3, 0, 20), 128),
+        ("resets", (33, 16, 31), 16),
+    )
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", GATES, ids=lambda case: case.id)
+def test_every_gate_strength_is_right(case: Case, backend: str, dtype: torch.dtype) -> None:
+    check(case, backend, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CHUNKS, ids=lambda case: case.id)
+def test_every_chunk_size_is_right(case: Case, backend: str, dtype: torch.dtype) -> None:
+    check(case, backend, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", SHAPES + LARGE, ids=lambda case: case.id)
+def test_every_shape_is_right(case: Case, backend: str, dtype: torch.dtype) -> None:
+    check(case, backend, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", PACKED, ids=lambda case: case.id)
+def test_packed_sequences_are_right_empty_ones_too(case: Case, backend: str, dtype: torch.dtype) -> None:
+    check(case, backend, dtype)

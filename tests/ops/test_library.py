@@ -1,0 +1,90 @@
+"""The op among PyTorch's own: gradcheck, opcheck, torch.compile, second derivatives."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gla_ablate.ops import gated_linear_attention
+from tests.ops.cases import DEVICE, KINDS, Case, leaves
+
+
+def arguments(kind: str, dtype: torch.dtype, T: int = 20) -> tuple[Tensor | None, ...]:
+    given = leaves(Case(kind=kind, T=T, H=1, K=4, V=3, chunk=16), dtype)
+    return tuple(given[name] for name in ("q", "k", "v", "g", "initial_state"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck_passes_in_fp64_on_the_torch_backend(kind: str) -> None:
+    def op(q: Tensor, k: Tensor, v: Tensor, start: Tensor, g: Tensor | None = None) -> Any:
+        return gated_linear_attention(
+            q, k, v, g, initial_state=start, output_final_state=True, chunk_size=16, backend="torch"
+        )
+
+    q, k, v, g, start = arguments(kind, torch.float64)
+    assert torch.autograd.gradcheck(op, (q, k, v, start, *(() if g is None else (g,))), fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck_passes(kind: str) -> None:
+    from gla_ablate.ops import library
+
+    q, k, v, g, start = arguments(kind, torch.float32)
+    torch.library.opcheck(library.forward, (q, k, v, g, start, None, 0.5, 16, True))
+    o, state, scores = library.forward(q, k, v, g, start, None, 0.5, 16, True)
+    plain = [None if x is None else x.detach() for x in (q, k, v, g, start)]
+    given = (*plain, None, scores.detach(), torch.randn_like(o), torch.randn_like(state), 0.5, 16)
+    torch.library.opcheck(library.backward, given)
+    packed = torch.tensor([0, 5, 20], device=DEVICE)
+    torch.library.opcheck(library.forward, (q, k, v, g, None, packed, 0.5, 16, False))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_without_a_graph_break(kind: str, backend: str) -> None:
+    def op(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensor:
+        return gated_linear_attention(q * 2, k, v, g, chunk_size=16, backend=backend)[0].sin()
+
+    q, k, v, g, _ = arguments(kind, torch.float32)
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    wanted = [x for x in (q, k, v, g) if x is not None]
+    for got, want in zip(
+        torch.autograd.grad(compiled(q, k, v, g).sum(), wanted),
+        torch.autograd.grad(op(q, k, v, g).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_new_length_recompiles_at_most_once() -> None:
+    def op(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensor:
+        return gated_linear_attention(q, k, v, g, chunk_size=16, backend="triton")[0]
+
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(op, fullgraph=True, backend=counter)
+    for T in (20, 33, 47, 70):
+        q, k, v, g, _ = arguments("channel", torch.float32, T)
+        compiled(q, k, v, g).sum().backward()
+    assert counter.frame_count <= 2
+
+
+def test_a_second_derivative_raises_clearly() -> None:
+    q, k, v, g, _ = arguments("token", torch.float32)
+    o, _ = gated_linear_attention(q, k, v, g, backend="triton")
+    (dq,) = torch.autograd.grad(o.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(dq.sum(), q)
+
+
+def test_same_input_gives_the_same_bits() -> None:
+    q, k, v, g, start = arguments("channel", torch.float32, 70)
+
+    def run() -> list[Tensor]:
+        o, state = gated_linear_attention(q, k, v, g, initial_state=start, output_final_state=True, backend="triton")
+        return [o, state, *torch.autograd.grad(o.sum() + state.sum(), (q, k, v, g, start))]
+
+    first = run()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
