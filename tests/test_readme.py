@@ -1,0 +1,58 @@
+"""The README's commands and examples work as they stand there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gla_ablate.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Arguments of every `python run.py …` in the README's shell blocks."""
+    lines = "\n".join(blocks("sh")).replace(" && ", "\n").splitlines()
+    return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python run.py")]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the README's own files, and the shipped experiments, as the working directory."""
+    (grid,) = blocks("yaml")
+    (tmp_path / "my_grid.yaml").write_text(grid, encoding="utf-8")
+    gate = next(block for block in blocks("python") if "register_gate" in block)
+    (tmp_path / "my_gates.py").write_text(gate, encoding="utf-8")
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_has_commands() -> None:
+    assert ["experiments/quickstart.yaml"] in commands()
+    assert len(commands()) >= 6
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_every_command_of_the_readme_is_valid(arguments: list[str], project: Path) -> None:
+    without = [argument for argument in arguments if argument != "--report"]  # which needs trials that have run
+    assert main(without if "--list-gates" in without or "--dry-run" in without else [*without, "--dry-run"]) == 0
+
+
+def test_the_readme_s_gate_trains_as_a_plugin(project: Path) -> None:
+    (project / "mine.yaml").write_text(
+        "name: mine\nbase: [model/tiny, data/text, trainer/quick]\nplugins: [my_gates.py]\n"
+        "set: {data.files: [my_gates.py, my_grid.yaml], data.seq_len: 16, data.val_tokens: 64, data.batch_size: 2,\n"
+        "  trainer.max_steps: 3, model.dim: 32}\n"
+        "grid: {model.gate: [{name: per_head, tau: 8.0}, {name: none}]}\n",
+        encoding="utf-8",
+    )
+    assert main(["mine.yaml"]) == 0
+    report = (project / "runs" / "mine" / "report" / "report.md").read_text(encoding="utf-8")
+    assert "per_head" in report
