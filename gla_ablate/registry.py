@@ -66,7 +66,7 @@ class Registry(Generic[T]):
 
     def options(self, name: str) -> dict[str, Option]:
         """The options of `name` in the order of its signature."""
-        init = self[name].__init__  # type: ignore[misc]  # the registry only ever holds concrete classes
+        init = self[name].__init__
         hints = typing.get_type_hints(init)
         return {
             p.name: Option(p.name, hints.get(p.name, Any), p.default)
