@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("gla_ablate", "torch", "triton", "lightning", "datasets", "numpy")
+PACKAGES = ("gla_ablate", "triton", "lightning", "datasets", "numpy")
 
 
 def stamp(device: torch.device, backend: str, precision: str, data: dict[str, Any]) -> dict[str, Any]:
     """The stamp of this process. `backend` is the op's, `data` the source's own stamp."""
     return {
         "git": git_state(Path(__file__).resolve().parent),
-        "versions": {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}  # with its CUDA
+        | {name: installed(name) for name in PACKAGES},
         "device": device_name(device),
         "backend": backend,
         "precision": precision,

@@ -111,7 +111,8 @@ def test_dry_run_and_list_gates_need_none_of_the_slow_packages(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_list_gates_prints_each_with_formula_shape_options_and_source(capsys):
+def test_list_gates_prints_each_with_formula_shape_options_and_source(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["--list-gates"]) == 0
     out = capsys.readouterr().out
     for name in GATES.names():

@@ -260,7 +260,7 @@ def test_last_step_that_breaks_the_weights_is_a_failure(tmp_path):
 
 def test_backend_that_the_machine_lacks_is_told_by_its_key(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("gla_ablate.ops.op.interpreted", lambda: False)
     folder = folder_for(tmp_path, model=MODEL | {"backend": "triton"})
     assert run(folder) == 1
     assert read(folder, "status.json")["reason"].startswith("model.backend: got 'triton'")

@@ -150,7 +150,19 @@ def test_gate_without_a_valid_decay_shape_is_refused():
 def test_these_tests_pick_up_the_gate_of_a_plugin():
     """The ten-line example, through the tests of this file in a process of their own."""
     here = Path(__file__)
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "-k", "learned_decay", str(here)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n0",
+        "-rA",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "learned_decay",
+        str(here),
+    ]
     environment = os.environ | {"GLA_ABLATE_PLUGINS": str(here.with_name("example_gate.py"))}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=here.parents[2], timeout=300)
     assert run.returncode == 0, run.stdout

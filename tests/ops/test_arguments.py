@@ -125,6 +125,17 @@ def test_a_gate_of_minus_infinity_resets(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("kind", ["head", "token", "channel"])
+def test_a_gate_of_nan_shows_in_the_output(kind: str, backend: str) -> None:
+    given, _ = inputs(Case(kind=kind, T=40))
+    q, k, v, g = (given[name].float() for name in ("q", "k", "v", "g"))
+    g = g.clone()
+    g.view(-1)[0 if kind == "head" else g[:, :20].numel()] = torch.nan
+    o, _ = gated_linear_attention(q, k, v, g, backend=backend, chunk_size=16)
+    assert o.isnan().any()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_scale_multiplies_the_output(backend: str) -> None:
     given = {name: x.float() for name, x in arguments().items()}
     one, _ = gated_linear_attention(**given, scale=1.0, backend=backend)

@@ -10,7 +10,7 @@ from gla_ablate.ops import gated_linear_attention
 from gla_ablate.ops.kernels import driver
 from tests.ops.cases import DEVICE, GPU, KINDS, Case, leaves
 
-CASE = Case(B=2, T=100, H=3, K=24, V=48, chunk=32)
+CASE = Case(B=1, T=40, H=2, K=24, V=48, chunk=16)
 KERNELS = {"scan_kernel", "scores_kernel", "output_kernel", "products_kernel", "gradient_kernel"}
 
 

@@ -54,7 +54,7 @@ def test_compiles_without_a_graph_break(kind: str, backend: str) -> None:
         torch.autograd.grad(op(q, k, v, g).sum(), wanted),
         strict=True,
     ):
-        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_length_recompiles_at_most_once() -> None:

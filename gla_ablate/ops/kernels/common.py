@@ -38,9 +38,15 @@ def locate(i_t, cu_seqlens, tiles, T, NT, VARLEN: tl.constexpr):
 
 
 @triton.jit
+def cut(x, bound):
+    """max(x, bound) that keeps a NaN: a broken gate must show in the loss, not pass for a reset."""
+    return tl.maximum(x, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def head_gate(g, i_h):
     """The fixed log2 decay of a head; a floor keeps 0 · (−inf) out of the closed forms below."""
-    return tl.maximum(tl.load(g + i_h).to(tl.float32) * LOG2E, -1e30)
+    return cut(tl.load(g + i_h).to(tl.float32) * LOG2E, -1e30)
 
 
 @triton.jit
@@ -73,8 +79,8 @@ def channel_decay(
     after = ((o_i + 1) % w != 0) & (o_t + 1 < length)
     b_g = tl.load(p_g, mask=(o_t < length)[:, None] & m_k[None, :], other=0.0) * LOG2E
     b_n = tl.load(p_g + H * K, mask=after[:, None] & m_k[None, :], other=0.0) * LOG2E
-    b_g = tl.reshape(tl.maximum(b_g, bound), (BT // w, w, o_k.shape[0]))
-    b_n = tl.reshape(tl.maximum(b_n, bound), (BT // w, w, o_k.shape[0]))
+    b_g = tl.reshape(cut(b_g, bound), (BT // w, w, o_k.shape[0]))
+    b_n = tl.reshape(cut(b_n, bound), (BT // w, w, o_k.shape[0]))
     prefix = tl.reshape(tl.cumsum(b_g, axis=1), (BT, o_k.shape[0]))
     suffix = tl.reshape(tl.cumsum(b_n, axis=1, reverse=True), (BT, o_k.shape[0]))
     return prefix, suffix
