@@ -1,7 +1,7 @@
 """The whole schema of a trial, as dataclasses, and the way from plain values to it.
 
 An experiment is this plus a grid (`experiment.py`). Values come in layers (parts, `set`, a grid point, the command
-line): `merge` lays one over another and `resolve` checks what comes out.
+line): `merge` lays one over another, `interpolate` follows references between them, `resolve` checks what comes out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.registry import check_type
@@ -138,6 +140,16 @@ def _names_first(item: tuple[Any, Any]) -> tuple[int, bool]:
     return key.count("."), not key.endswith("name")
 
 
+def interpolate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with every `${…}` replaced by what it names: another key (`${model.dim}`), or an environment variable
+    (`${oc.env:HOME}`), in OmegaConf's grammar. Raises `ConfigError` for one that names nothing."""
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    return typing.cast(dict[str, Any], resolved)
+
+
 def fill(schema: type[T], given: Mapping[str, Any], where: str = "") -> T:
     """The dataclass `schema` with the values of `given`, each checked against its annotation; the rest by default.
 
@@ -162,7 +174,8 @@ def fill(schema: type[T], given: Mapping[str, Any], where: str = "") -> T:
 def resolve(values: Mapping[str, Any]) -> Config:
     """A trial's values, checked whole and completed: schema, bounds, the gate's options and the data source's.
 
-    Loads the plugins that `values` name. Raises `ConfigError` that begins with the dotted key.
+    `values` hold no interpolations any more. Loads the plugins that they name. Raises `ConfigError` that begins with
+    the dotted key.
     """
     from gla_ablate.data import check_data  # here, so that reading the schema alone doesn't import torch
     from gla_ablate.model import check_model, load_plugins

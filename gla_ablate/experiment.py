@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gla_ablate.config import Config, check_type, fill, located, merge, resolve, to_dict
+from gla_ablate.config import Config, check_type, fill, interpolate, located, merge, resolve, to_dict
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.grid import MISSING, Axis, build_axes, fix, lookup, matches, points, spell
 from gla_ablate.yaml_io import parse_yaml, read_yaml
@@ -135,7 +135,7 @@ def trials(experiment: Experiment) -> list[Trial]:
     found: dict[str, Trial] = {}
     with located(where):
         for point in points(experiment.axes):
-            values = merge(merge(experiment.values, point), experiment.overrides)
+            values = interpolate(merge(merge(experiment.values, point), experiment.overrides))
             if any(matches(values, condition) for condition in experiment.exclude):
                 continue
             try:
@@ -235,13 +235,13 @@ def _lay(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
         if key in ("seed", "plugins"):
             raise ConfigError(f"{key}: stands at the top of an experiment, as {'seeds' if key == 'seed' else key}")
     merged = merge(values, layer)
-    fill(Config, merged)
+    fill(Config, interpolate(merged))
     return merged
 
 
 def _check_conditions(values: dict[str, Any], axes: list[Axis], file: ExperimentFile) -> None:
     """Every entry of `exclude` and the baseline hit some point of the grid as it stands in the file."""
-    grid = [merge(values, point) for point in points(axes)]
+    grid = [interpolate(merge(values, point)) for point in points(axes)]
     conditions = {f"exclude[{i}]": condition for i, condition in enumerate(file.exclude)}
     if file.report.baseline:
         conditions["report.baseline"] = file.report.baseline

@@ -1,6 +1,6 @@
 import pytest
 
-from gla_ablate.config import RULES, Config, merge, read_config, resolve, to_dict, write_config
+from gla_ablate.config import RULES, Config, interpolate, merge, read_config, resolve, to_dict, write_config
 from gla_ablate.errors import ConfigError
 
 BASE = {
@@ -103,3 +103,19 @@ def test_a_config_survives_its_file(tmp_path):
     config = resolve(merge(BASE, {"optim.lr": 1e-5, "trainer.precision": "32-true"}))
     write_config(config, tmp_path / "config.yaml")
     assert read_config(tmp_path / "config.yaml") == config
+
+
+def test_a_reference_takes_the_value_it_names(monkeypatch):
+    monkeypatch.setenv("WIDTH", "wide")
+    values = {
+        "model": {"dim": 64, "heads": 2},
+        "optim": {"warmup_steps": "${model.dim}"},
+        "data": {"path": "${oc.env:WIDTH}"},
+    }
+    assert interpolate(values) == {**values, "optim": {"warmup_steps": 64}, "data": {"path": "wide"}}
+
+
+@pytest.mark.parametrize("text", ["${model.width}", "${", "${oc.env:GLA_ABLATE_NO_SUCH_VARIABLE}", "${optim.lr}"])
+def test_a_reference_to_nothing_is_an_error_with_its_key(text):
+    with pytest.raises(ConfigError, match=r"^optim\.lr: "):
+        interpolate({"model": {"dim": 64}, "optim": {"lr": text}})

@@ -275,3 +275,14 @@ def test_an_experiment_without_a_name_is_refused(tmp_path):
     file.write_text("base: [model/tiny]\n")
     with pytest.raises(ConfigError, match="name: missing"):
         load_experiment(file)
+
+
+def test_a_grid_follows_references_point_by_point(expand):
+    found = expand("set: {optim.warmup_steps: '${model.dim}'}\ngrid: {model.dim: [32, 64]}\n")
+    assert [trial.config.optim.warmup_steps for trial in found] == [32, 64]
+    assert expand("grid: {model.dim: [32]}\n", "optim.warmup_steps=${model.dim}")[0].config.optim.warmup_steps == 32
+
+
+def test_a_reference_to_nothing_is_blamed_on_its_file(expand):
+    with pytest.raises(ConfigError, match=r"t\.yaml: optim\.lr: "):
+        expand("set: {optim.lr: '${model.width}'}\n")
