@@ -114,7 +114,8 @@ def _launch(experiment: Experiment, grid: list[Trial], folder: Path, jobs: int |
         done = len(grid) - len(todo)
         skipped = f", {done} finished already" if done else ""
         at_once = f", {len(slots)} at a time" if todo else ""
-        console.print(f"{experiment.name}: {len(grid)} trials{skipped}{at_once}, in {folder}", highlight=False)
+        summary = f"{experiment.name}: {len(grid)} trials{skipped}{at_once}, in {folder}"
+        console.print(summary, highlight=False, markup=False, soft_wrap=True)  # a folder's [name] is no style
         with make_view(console, todo, done) as view:
             interrupted = run_trials(todo, folder, slots, view)
     if interrupted:

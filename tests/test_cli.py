@@ -83,6 +83,13 @@ def test_an_output_folder_that_cannot_be_made_is_told(tmp_path, capsys):
     assert "error: --out: " in capsys.readouterr().err
 
 
+def test_an_output_folder_may_have_any_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gla_ablate.launch.local.run_trials", lambda *_: True)
+    out = tmp_path / "ö [red] [/blue]"
+    assert main([str(write(tmp_path / "t.yaml", TINY)), "--out", str(out)]) == 130
+    assert f"in {out / 't'}" in capsys.readouterr().out
+
+
 def test_dry_run_prints_every_trial_with_its_cost_and_writes_nothing(tmp_path, capsys):
     file = write(tmp_path / "t.yaml", TINY + "grid: {model.gate.name: [none, fixed_decay]}\nseeds: [0, 1]")
     assert main([str(file), "--dry-run", "seeds=[5]", "--out", str(tmp_path / "runs")]) == 0
