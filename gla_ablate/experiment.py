@@ -117,8 +117,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         for row in (row for axis in axes for row in axis):
             _lay(values, row)
         _check_conditions(values, axes, file)
+        seeds = _check_seeds(file.seeds)
     with located("command line"):
-        seeds = _check_seeds(check_type(given.pop("seeds", file.seeds), list[int], "seeds"))
+        if "seeds" in given:
+            seeds = _check_seeds(check_type(given.pop("seeds"), list[int], "seeds"))
         _lay(values, given)
         for key, value in given.items():
             axes = [fix(axis, key, value) for axis in axes]

@@ -233,8 +233,10 @@ def test_the_record_is_what_a_report_needs(expand, tmp_path):
     ],
 )
 def test_a_mistake_in_the_file_is_told_with_its_key(expand, text, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as error:
         expand(text)
+    assert "t.yaml: " in str(error.value)
+    assert "command line" not in str(error.value)
 
 
 @pytest.mark.parametrize(
