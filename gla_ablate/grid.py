@@ -22,7 +22,8 @@ MISSING = object()
 def build_axes(grid: Mapping[str, list[Any]], zips: list[dict[str, list[Any]]]) -> list[Axis]:
     """The axes of an experiment in the order of its YAML, `grid` before `zip`.
 
-    Raises `ConfigError` for an axis without values, lists of unequal length in one `zip` and a key on two axes.
+    Raises `ConfigError` for an axis without values, lists of unequal length in one `zip` and a key on two axes, be it
+    inside a mapping: one axis would undo the other, and folders and reports would name a value that no trial had.
     """
     axes = []
     seen: dict[str, str] = {}
@@ -30,14 +31,23 @@ def build_axes(grid: Mapping[str, list[Any]], zips: list[dict[str, list[Any]]]) 
         for key, values in columns.items():
             if not values:
                 raise ConfigError(f"{where}.{key}: empty list, takes at least one value")
-            if key in seen:
-                raise ConfigError(f"{where}.{key}: already varied by {seen[key]}")
-            seen[key] = where
+            for varied in sorted({key}.union(*(_leaves(key, value) for value in values))):
+                if varied in seen:
+                    inside = "" if varied == key else f" varies {varied},"
+                    raise ConfigError(f"{where}.{key}:{inside} already varied by {seen[varied]}")
+                seen[varied] = where
         lengths = {key: len(values) for key, values in columns.items()}
         if len(set(lengths.values())) > 1:
             raise ConfigError(f"{where}: lists of unequal length ({', '.join(f'{k} {n}' for k, n in lengths.items())})")
         axes.append([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
     return [axis for axis in axes if axis]
+
+
+def _leaves(key: str, value: Any) -> set[str]:
+    """The dotted keys that `key: value` sets."""
+    if not isinstance(value, Mapping):
+        return {key}
+    return {leaf for inner, held in value.items() for leaf in _leaves(f"{key}.{inner}", held)}
 
 
 def points(axes: list[Axis]) -> Iterator[Row]:

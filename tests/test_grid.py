@@ -28,11 +28,18 @@ def test_without_axes_there_is_one_point():
         ({}, [{"a": [1, 2], "b": [1]}], r"^zip\[0\]: lists of unequal length \(a 2, b 1\)"),
         ({"a": [1]}, [{"a": [1]}], r"^zip\[0\]\.a: already varied by grid"),
         ({}, [{"a": [1]}, {"a": [1]}], r"^zip\[1\]\.a: already varied by zip\[0\]"),
+        ({"a": [{"b": 1}], "a.b": [2]}, [], r"^grid\.a\.b: already varied by grid"),
+        ({"a.b": [2], "a": [{"c": 1}, {"b": 1}]}, [], r"^grid\.a: varies a\.b, already varied by grid"),
     ],
 )
 def test_axes_that_make_no_grid_are_refused(grid, zips, message):
     with pytest.raises(ConfigError, match=message):
         build_axes(grid, zips)
+
+
+def test_an_option_of_every_choice_may_be_an_axis_of_its_own():
+    axes = build_axes({"a": [{"name": "x"}, {"name": "y"}], "a.rank": [1, 2]}, [])
+    assert [len(axis) for axis in axes] == [2, 2]
 
 
 def test_fixing_an_axis_picks_the_rows_that_agree():
