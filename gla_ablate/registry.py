@@ -7,6 +7,7 @@ That signature is the whole schema: validation, `--list-gates` and the resolved 
 from __future__ import annotations
 
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -65,9 +66,12 @@ class Registry(Generic[T]):
         return self._classes[name]
 
     def options(self, name: str) -> dict[str, Option]:
-        """The options of `name` in the order of its signature."""
+        """The options of `name` in the order of its signature. Raises `ConfigError` for types that can't be read."""
         init = self[name].__init__
-        hints = typing.get_type_hints(init)
+        try:
+            hints = typing.get_type_hints(init)
+        except Exception as error:  # annotations are the class's own text, evaluated here
+            raise ConfigError(f"{self.kind} {name!r}: its options have types that can't be read: {error}") from error
         return {
             p.name: Option(p.name, hints.get(p.name, Any), p.default)
             for p in inspect.signature(init).parameters.values()
@@ -78,7 +82,7 @@ class Registry(Generic[T]):
         """`given` checked against the options of `name` and completed with their defaults.
 
         `where` is the dotted key under which the options stand in the config ("model.gate"). Raises `ConfigError`
-        that names the key, what was given and what is taken.
+        that names the key, what was given and what is taken, also for a default that no `config.yaml` could hold.
         """
         options = self.options(name)
         for key in given:
@@ -94,7 +98,7 @@ class Registry(Generic[T]):
             elif option.required:
                 raise ConfigError(f"{where}.{key}: {self.kind} {name!r} needs it ({type_name(option.type)})")
             else:
-                resolved[key] = option.default
+                resolved[key] = check_default(option, f"{where}.{key}: the default of {self.kind} {name!r}")
         return resolved
 
 
@@ -103,6 +107,18 @@ def type_name(kind: Any) -> str:
     if kind is type(None):
         return "null"
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
+
+
+def check_default(option: Option, key: str) -> Any:
+    """The default of `option` as its type, or `ConfigError` that begins with `key`: a trial reads it from a file."""
+    value = check_type(option.default, option.type, key)
+    try:
+        plain = json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        plain = False
+    if not plain:
+        raise ConfigError(f"{key}: got {value!r}, takes what YAML can write (a list for a tuple, a name for an object)")
+    return value
 
 
 def check_type(value: Any, kind: Any, key: str) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from gla_ablate.config import ModelConfig
-from gla_ablate.model.language_model import LanguageModel, build_gates
-from gla_ablate.model.shapes import build_gate, ffn_width, key_width, value_width
+from gla_ablate.model.language_model import LanguageModel
+from gla_ablate.model.shapes import build_gate, build_gates, ffn_width, key_width, value_width
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from gla_ablate.config import ModelConfig
 from gla_ablate.model.block import Block
-from gla_ablate.model.gates import GATES, Gate
+from gla_ablate.model.gates import Gate
 from gla_ablate.model.initialise import initialise, seeded
 from gla_ablate.model.mixer import NORM_EPS
-from gla_ablate.model.shapes import build_gate, gate_shape
+from gla_ablate.model.shapes import build_gates
 
 
 class LanguageModel(nn.Module):
@@ -35,16 +35,6 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.hidden(tokens))
-
-
-def build_gates(config: ModelConfig, seed: int) -> list[Gate]:
-    """One gate a layer, on the CPU."""
-    with seeded(seed, "gate.shared"):
-        shared = GATES[config.gate["name"]].build_shared(gate_shape(config, layer=0))
-    gates = [build_gate(config, layer, seed) for layer in range(config.layers)]
-    for gate in gates:
-        gate.shared = shared
-    return gates
 
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int = 0) -> LanguageModel:

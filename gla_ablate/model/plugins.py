@@ -33,7 +33,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
         sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # the file is the user's: it can raise anything
+        except (Exception, SystemExit) as error:  # the file is the user's: it can raise anything
             del sys.modules[module_name]
             raise ConfigError(f"plugins: {str(file)!r} failed to load: {type(error).__name__}: {error}") from error
         _sha256[module_name] = hashlib.sha256(file.read_bytes()).hexdigest()

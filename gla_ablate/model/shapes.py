@@ -1,4 +1,4 @@
-"""The widths that follow from a `ModelConfig`, and the check that a model can have them. Builds no more than a gate."""
+"""The widths that follow from a `ModelConfig`, and the check that a model can have them. Builds gates, no model."""
 
 from __future__ import annotations
 
@@ -47,6 +47,16 @@ def build_gate(config: ModelConfig, layer: int, seed: int) -> Gate:
     options = {key: value for key, value in config.gate.items() if key != "name"}
     with seeded(seed, f"gate.{layer}"):
         return gate_class(gate_shape(config, layer), **options)
+
+
+def build_gates(config: ModelConfig, seed: int) -> list[Gate]:
+    """One gate a layer, on the CPU."""
+    with seeded(seed, "gate.shared"):
+        shared = GATES[config.gate["name"]].build_shared(gate_shape(config, layer=0))
+    gates = [build_gate(config, layer, seed) for layer in range(config.layers)]
+    for gate in gates:
+        gate.shared = shared
+    return gates
 
 
 def check_model(config: ModelConfig) -> ModelConfig:
@@ -101,7 +111,7 @@ def _check_gate(config: ModelConfig) -> dict:
     options = {key: value for key, value in config.gate.items() if key != "name"}
     gate = {"name": name, **GATES.resolve(name, options, "model.gate")}
     try:  # only the gate itself knows which values of its options make sense
-        build_gate(replace(config, gate=gate), layer=0, seed=0)
+        build_gates(replace(config, gate=gate), seed=0)
     except ConfigError:
         raise
     except Exception as error:  # a plugin's gate is the user's: it can raise anything

@@ -67,9 +67,10 @@ def test_sha256_is_that_of_the_gates_file_and_none_for_built_in_gates(tmp_path):
         (None, "no such file"),
         ("def gate(:", "SyntaxError"),
         ("raise RuntimeError('boom')", "RuntimeError: boom"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
         (GATE.format(name="none", cls="Mine"), "gate 'none' is already registered by gla_ablate.model.gates.NoGate"),
     ],
-    ids=["missing", "syntax", "raises", "taken name"],
+    ids=["missing", "syntax", "raises", "exits", "taken name"],
 )
 def test_plugin_that_does_not_load_is_a_config_error_that_names_the_file(tmp_path, text, told):
     file = tmp_path / "broken.py"

@@ -6,7 +6,7 @@ import pytest
 
 from gla_ablate.config import ModelConfig
 from gla_ablate.errors import ConfigError
-from gla_ablate.model import check_model
+from gla_ablate.model import GATES, Gate, check_model, register_gate
 
 
 def test_options_of_the_gate_are_completed():
@@ -55,3 +55,63 @@ def test_impossible_model_is_refused_by_its_dotted_key(change, message):
 
 def test_widths_that_floats_blur_are_whole():
     check_model(ModelConfig(dim=30, heads=3, expand_k=0.1))  # 30 · 0.1 = 3.0000000000000004 in some orders of rounding
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Registers a gate under the name "broken": the class that it is given."""
+    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
+    return register_gate("broken")
+
+
+def refusal() -> str:
+    with pytest.raises(ConfigError) as error:
+        check_model(ModelConfig(gate={"name": "broken"}))
+    return str(error.value)
+
+
+def test_a_gate_that_fails_in_a_later_layer_is_refused(broken):
+    @broken
+    class Later(Gate):
+        decay_shape = "none"
+
+        def __init__(self, shape):
+            super().__init__()
+            if shape.layer == 1:
+                raise RuntimeError("boom")
+
+    assert refusal() == "model.gate: gate 'broken' can't be built: RuntimeError: boom"
+
+
+def test_a_gate_whose_shared_parameters_fail_is_refused(broken):
+    @broken
+    class Shares(Gate):
+        decay_shape = "none"
+
+        def __init__(self, shape):
+            super().__init__()
+
+        @classmethod
+        def build_shared(cls, shape):
+            raise RuntimeError("boom")
+
+    assert refusal() == "model.gate: gate 'broken' can't be built: RuntimeError: boom"
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "message"),
+    [
+        ("Unknown", 1, "gate 'broken': its options have types that can't be read: name 'Unknown' is not defined"),
+        (int, None, "model.gate.x: the default of gate 'broken': got None, takes int"),
+        (object, int, "model.gate.x: the default of gate 'broken': got <class 'int'>, takes what YAML can write"),
+        (object, (1, 2), "model.gate.x: the default of gate 'broken': got (1, 2), takes what YAML can write"),
+    ],
+    ids=["unknown type", "default of another type", "object", "tuple"],
+)
+def test_an_option_that_no_trial_could_read_back_is_refused(broken, kind, default, message):
+    def init(self, shape, *, x=default):
+        Gate.__init__(self)
+
+    init.__annotations__ = {"x": kind}
+    broken(type("Odd", (Gate,), {"decay_shape": "none", "__init__": init}))
+    assert refusal().startswith(message)
