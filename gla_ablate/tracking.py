@@ -157,7 +157,8 @@ class GateStatistics(L.Callback):
     gate/layer{l}/head{h}/memory    the memory length in tokens that it means, −1 / mean g, at most `seq_len`
 
     and in TensorBoard, under `…_histogram`, the distribution of both over the tokens and channels of the first batch.
-    Without decay, forget is 1 and memory `seq_len`.
+    Without decay, forget is 1 and memory `seq_len`. A gate that lets the state grow, g > 0, is no forget gate and fails
+    the trial with a `ValueError`: the op doesn't look at values, and the trial might even win.
     """
 
     def __init__(self, seq_len: int) -> None:
@@ -165,10 +166,11 @@ class GateStatistics(L.Callback):
         self._hooks: list[Any] = []
         self._sums: list[Tensor] = []  # a layer: [2, H], batch rows · means of exp(g) and of g
         self._samples: list[Tensor] = []  # a layer: [H, n], values of g
+        self._largest: list[Tensor] = []  # a layer: the largest g so far
         self._rows = 0
 
     def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
-        self._sums, self._samples, self._rows = [], [], 0
+        self._sums, self._samples, self._largest, self._rows = [], [], [], 0
         for layer, block in enumerate(module.model.blocks):
             self._hooks.append(block.mixer.gate.register_forward_hook(self._observer(layer, block.mixer.heads)))
 
@@ -180,8 +182,10 @@ class GateStatistics(L.Callback):
             if layer == len(self._sums):  # the first batch
                 self._sums.append(sums)
                 self._samples.append(values[:, :: math.ceil(values.shape[1] / HISTOGRAM_VALUES)])
+                self._largest.append(values.max())
             else:
                 self._sums[layer] += sums
+                self._largest[layer] = torch.maximum(self._largest[layer], values.max())
             if layer == 0:
                 self._rows += len(x)
 
@@ -191,6 +195,9 @@ class GateStatistics(L.Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        for layer, largest in enumerate(torch.stack(self._largest).tolist()):
+            if largest > 0:
+                raise ValueError(f"the gate of layer {layer} gave a log decay of {largest:g}, takes at most 0")
         means = torch.stack(self._sums).cpu() / self._rows  # [L, 2, H]
         scalars = {}
         for layer, (forget, g) in enumerate(means):

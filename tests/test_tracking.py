@@ -167,6 +167,19 @@ def test_statistics_are_those_of_the_gates_over_the_whole_validation(name, tmp_p
     assert len(gate._forward_hooks) == 1  # this test's own
 
 
+def test_a_gate_that_lets_the_state_grow_is_found(tmp_path):
+    module = AblationModule(Config(model=check_model(MODEL), data=MQAR | {"val_tokens": 64}))
+    module.model.blocks[1].mixer.gate.register_forward_hook(lambda gate, args, g: -g)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=MetricsCSV(tmp_path / "metrics.csv"),
+        callbacks=[GateStatistics(seq_len=16)],
+        enable_progress_bar=False,
+    )
+    with pytest.raises(ValueError, match=r"the gate of layer 1 gave a log decay of 0\.\d+, takes at most 0"):
+        trainer.validate(module, DataModule(MQAR | {"val_tokens": 64}, seed=0), verbose=False)
+
+
 def test_hyperparameters_have_the_same_keys_and_types_whatever_the_gate_and_the_data():
     trials = [
         Config(model=check_model(ModelConfig(gate={"name": name})), data=data)
