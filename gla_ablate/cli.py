@@ -82,14 +82,23 @@ def _run(given: argparse.Namespace) -> int:
         print_trials(grid, console)
         return 0
     folder = given.out / experiment.name
+    code = 0
     if not given.report:
         code = _launch(experiment, grid, folder, given.jobs, console)
         if code == 130:
             return code
+    elif (folder / "experiment.json").is_file():  # of an earlier call, perhaps for another grid or metric
+        _record(experiment, grid, folder)
     from gla_ablate.report import write_report
 
     write_report(folder, console)
-    return 0 if given.report else code
+    return code
+
+
+def _record(experiment: Experiment, grid: list[Trial], folder: Path) -> None:
+    """Note in `folder` what a report shall cover: this call's grid and settings."""
+    words = [word for word in sys.argv if word != "--report"]
+    write_json(folder / "experiment.json", record(experiment, grid, shlex.join(["python", *words])))
 
 
 def _launch(experiment: Experiment, grid: list[Trial], folder: Path, jobs: int | None, console: Console) -> int:
@@ -109,7 +118,7 @@ def _launch(experiment: Experiment, grid: list[Trial], folder: Path, jobs: int |
         raise ConfigError(f"--out: {folder}: {(error.strerror or str(error)).lower()}") from error
     with lock:
         todo = prepare(grid, folder)
-        write_json(folder / "experiment.json", record(experiment, grid, shlex.join(["python", *sys.argv])))
+        _record(experiment, grid, folder)
         slots = divide(jobs)
         done = len(grid) - len(todo)
         skipped = f", {done} finished already" if done else ""

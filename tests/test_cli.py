@@ -143,6 +143,17 @@ def test_one_run_at_a_time_owns_an_experiments_folder(tmp_path, capsys):
     assert "another run.py is at work here" in capsys.readouterr().err
 
 
+def test_a_report_follows_the_experiment_as_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.setattr("gla_ablate.launch.local.run_trials", lambda *_: False)
+    monkeypatch.setattr("sys.argv", ["run.py", "t.yaml", "--report"])
+    file, out = tmp_path / "t.yaml", ["--out", str(tmp_path / "runs")]
+    assert main([str(write(file, TINY)), *out]) == 1
+    write(file, TINY + "grid: {model.heads: [1, 2]}\nreport: {metric: val/accuracy, mode: max}\n")
+    assert main([str(file), "--report", *out]) == 0
+    assert (tmp_path / "runs/t/report/results.csv").read_text().count("val/accuracy") == 2
+    assert "python run.py t.yaml\n" in (tmp_path / "runs/t/report/report.md").read_text()
+
+
 PLUGIN = '''
 import time
 from pathlib import Path
