@@ -17,7 +17,7 @@ from gla_ablate.config import Config, OptimConfig
 from gla_ablate.data import build_source
 from gla_ablate.data.source import IGNORED
 from gla_ablate.model import build_model
-from gla_ablate.tracking import NonFinite, log_metrics
+from gla_ablate.tracking import NonFinite, hparams_metrics, log_metrics
 
 
 class AblationModule(L.LightningModule):
@@ -81,7 +81,8 @@ class AblationModule(L.LightningModule):
         else:
             metrics["val/bpb"] = metrics["val/loss"] / math.log(2) / self.bytes_per_token
         if self.trainer.global_step >= self.config.trainer.max_steps:
-            metrics["hp/metric"] = metrics["val/loss"]  # the HParams tab's, under a tag of its own: one point, no curve
+            # The HParams tab's, under tags of their own: one point each, no curve.
+            metrics |= {tag: metrics[tag.replace("hp", "val")] for tag in hparams_metrics(self.bytes_per_token)}
         log_metrics(self.trainer, metrics)
         for total in (self.val_loss, self.val_correct, self.val_targets):
             total.reset()

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor, nn
 
 from gla_ablate.config import Config
+from gla_ablate.data import build_source
 
 HISTOGRAM_VALUES = 4096  # values drawn from a gate's output for a histogram
 
@@ -232,7 +233,7 @@ def memory_length(g: Tensor, cap: int) -> Tensor:
 
 
 def declare_hparams(logger: TensorBoardLogger, config: Config) -> None:
-    """Enter the trial in TensorBoard's HParams tab, with `hp/metric` as its metric.
+    """Enter the trial in TensorBoard's HParams tab, with `hparams_metrics` as its metrics.
 
     Lightning's `log_hyperparams` would log a value along with it, a stray point before there is a metric.
     """
@@ -241,8 +242,13 @@ def declare_hparams(logger: TensorBoardLogger, config: Config) -> None:
     params = flat_hparams(config)
     logger.hparams.update(params)  # for the hparams.yaml that the logger writes beside its events
     writer = logger.experiment._get_file_writer()
-    for summary in hparams(params, {"hp/metric": 0.0}):
+    for summary in hparams(params, dict.fromkeys(hparams_metrics(build_source(config.data).bytes_per_token), 0.0)):
         writer.add_summary(summary)
+
+
+def hparams_metrics(bytes_per_token: float | None) -> tuple[str, str]:
+    """The columns of the HParams tab: the last val/loss, and val/bpb or, on a task, val/accuracy."""
+    return "hp/loss", "hp/accuracy" if bytes_per_token is None else "hp/bpb"
 
 
 def flat_hparams(config: Config) -> dict[str, bool | int | float | str]:

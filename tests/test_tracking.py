@@ -199,5 +199,5 @@ def test_declared_hyperparameters_show_their_metric_without_logging_one(tmp_path
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["scalars"] == []
     content = events.PluginTagToContent("hparams")
-    assert b"hp/metric" in content["_hparams_/experiment"]
+    assert b"hp/accuracy" in content["_hparams_/experiment"]
     assert b"model.gate" in content["_hparams_/session_start_info"]

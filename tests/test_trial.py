@@ -105,7 +105,8 @@ def test_curves_stand_at_the_steps_done_and_validation_also_at_the_end(finished)
     gates = [f"gate/layer{i}/head{j}/{what}" for i in range(2) for j in range(2) for what in ("forget", "memory")]
     for tag in ("val/loss", "val/ppl", "val/bpb", *gates):
         assert list(curves[tag]) == [3, 6, 7], tag
-    assert list(curves["hp/metric"].items()) == [(7, curves["val/loss"][7])]
+    assert list(curves["hp/loss"].items()) == [(7, curves["val/loss"][7])]
+    assert list(curves["hp/bpb"].items()) == [(7, curves["val/bpb"][7])]
     assert all(math.isfinite(value) for curve in curves.values() for value in curve.values())
 
 
@@ -167,7 +168,8 @@ def test_tensorboard_shows_each_curve_once_and_the_hyperparameters_with_their_me
         assert [point.step for point in points] == list(curve), tag
         assert [point.value for point in points] == pytest.approx(list(curve.values()), rel=1e-6), tag
     assert "gate/layer1/head0/forget_histogram" in events.Tags()["histograms"]
-    assert b"hp/metric" in events.PluginTagToContent("hparams")["_hparams_/experiment"]
+    declared = events.PluginTagToContent("hparams")["_hparams_/experiment"]
+    assert b"hp/loss" in declared and b"hp/bpb" in declared
 
 
 def test_finished_trial_is_left_alone(finished):
@@ -191,7 +193,7 @@ def test_trial_on_recall_ends_with_an_accuracy_for_every_gate(name, tmp_path):
     folder = folder_for(tmp_path, model=MODEL | {"gate": {"name": name}}, trainer=TRAINER | {"val_every": 100})
     assert run(folder) == 0
     curves = metrics(folder)
-    assert list(curves["val/accuracy"]) == list(curves["hp/metric"]) == [7]
+    assert list(curves["val/accuracy"]) == list(curves["hp/accuracy"]) == [7]
     assert "val/bpb" not in curves
 
 
