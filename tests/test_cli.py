@@ -32,7 +32,7 @@ def write(path: Path, text: str) -> Path:
 
 def run_py(*arguments: str | Path, **options) -> subprocess.Popen:
     command = [sys.executable, ROOT / "run.py", *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options)
 
 
