@@ -63,9 +63,8 @@ class TrainerConfig:
     max_steps: int = 200
     val_every: int = 50  # steps between validations; one always runs at the end
     log_every: int = 10
-    precision: Literal["auto", "32-true", "bf16-mixed"] = (
-        "auto"  # auto: bf16-mixed where the device has it, else 32-true
-    )
+    # auto: bf16-mixed where the device has it, else 32-true
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
 
 
 @dataclass

@@ -20,11 +20,8 @@ from gla_ablate.grid import MISSING, Axis, build_axes, fix, lookup, matches, poi
 from gla_ablate.yaml_io import parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-NOT_IDENTITY = (
-    "seed",
-    "plugins",
-    "trainer.log_every",
-)  # keys that tell no two trials' results apart, or stand elsewhere
+# Keys that tell no two trials' results apart, or that stand elsewhere in a trial's name.
+NOT_IDENTITY = ("seed", "plugins", "trainer.log_every")
 METRICS = (
     "val/loss",
     "val/ppl",

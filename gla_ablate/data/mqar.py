@@ -25,11 +25,8 @@ from torch import Tensor
 from gla_ablate.data.source import DATA, IGNORED, DataSource, Rows, require
 
 BLOCK = 256  # examples drawn at once; example i depends on its block and split alone, never on how many there are
-STREAM = {
-    "train": 0,
-    "val": 1,
-}  # second word of a block's random seed; the first is fixed, so all trials share the task
-TASK_SEED = 20231208
+TASK_SEED = 20231208  # first word of a block's random seed: fixed, so that all trials share the task
+STREAM = {"train": 0, "val": 1}  # the second
 
 
 @DATA.register("mqar")

@@ -11,9 +11,8 @@ from gla_ablate.model.shapes import build_gate, build_gates, ffn_width, key_widt
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:
     """All parameters, each counted once however many modules share it."""
-    gates = build_gates(
-        config, seed=0
-    )  # real ones: they are small, and most of torch on the meta device loads its compiler
+    # real gates: they are small, and most of torch on the meta device loads its compiler
+    gates = build_gates(config, seed=0)
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in LanguageModel(config, vocab_size, gates).parameters())
 

@@ -16,15 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gla_ablate.ops.kernels.common import CHANNEL, HEAD, NONE, TOKEN
+from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, NONE, TOKEN
 from gla_ablate.ops.kernels.gradient import gradient_kernel
 from gla_ablate.ops.kernels.output import output_kernel
 from gla_ablate.ops.kernels.prepare import prepare_kernel
 from gla_ablate.ops.kernels.products import products_kernel
 from gla_ablate.ops.kernels.scan import scan_kernel
 from gla_ablate.ops.kernels.scores import scores_kernel
-
-LOG2E = 1.4426950408889634
 
 
 def launch(kernel: Any, grid: int, **arguments: Any) -> None:
@@ -166,7 +164,7 @@ class Call:
             "BLOCK": self.numerics.block, "LEVELS": (self.bt // self.numerics.block).bit_length() - 1,
             "GATE": self.kind, "VARLEN": self.cu_seqlens is not None,
             "DTYPE": TL_DTYPE[self.numerics.store], "PRECISION": self.numerics.precision,
-            "scale": self.scale, "bound": self.numerics.bound * LOG2E, "g": self.g,
+            "scale": self.scale, "bound": self.numerics.bound * LOG2E.value, "g": self.g,
             **self.tables,
         }  # fmt: skip
 
