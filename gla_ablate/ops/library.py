@@ -1,120 +1,155 @@
-"""The Triton kernels as operators of PyTorch, so that `torch.compile`, autograd and `opcheck` know them.
+"""The Triton kernels as operators of PyTorch, which `torch.compile` and `opcheck` know, and a short way past them.
 
-`gla_ablate::forward` → (o, final state, scores) and `gla_ablate::backward` → the gradients; tensors that a call doesn't
-ask for are empty. A second derivative raises.
+`gla_ablate::forward` → o, the final state and what is kept for the backward; `gla_ablate::backward` → the gradients;
+tensors that a call doesn't ask for are empty. A second derivative raises. Where nothing traces the call, `attend` goes
+without the operators: they take a third of the host's time, which at small sizes is what a layer costs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gla_ablate.ops.kernels import driver
+from gla_ablate.ops.kernels.call import Call
+from gla_ablate.ops.kernels.common import CHANNEL
+
+Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def states_of(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> tuple[int, int, int, int]:
-    """Shape `[N, H, K, V]` of a state."""
-    n = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return n, q.shape[2], q.shape[3], v.shape[3]
+def forward_kernels(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
+    scale: float, chunk: int, keep_state: bool, save: bool,
+) -> Kept:  # fmt: skip
+    o, state, saved = driver.forward(q, k, v, g, initial_state, cu_seqlens, scale, chunk, keep_state, save)
+    state = nothing(q) if state is None else state
+    if not save:
+        return o, state, *(nothing(q) for _ in range(7))  # type: ignore[return-value]
+    assert saved.states is not None
+    if (
+        saved.decay is None or saved.halves is None or saved.steep is None
+    ):  # then read and write are q and k, which an operator mustn't return
+        return o, state, saved.scores, saved.states, *(nothing(q) for _ in range(5))  # type: ignore[return-value]
+    return o, state, saved.scores, saved.states, saved.read, saved.write, saved.decay, saved.halves, saved.steep
+
+
+def forward_shapes(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
+    scale: float, chunk: int, keep_state: bool, save: bool,
+) -> Kept:  # fmt: skip
+    call = Call(q, k, v, g, cu_seqlens, scale, chunk)
+    _, _, H, K, V = call.shape
+    state = call.new(call.sequences, H, K, V, dtype=torch.float32) if keep_state else nothing(q)
+    if not save:
+        return torch.empty_like(v), state, *(nothing(q) for _ in range(7))  # type: ignore[return-value]
+    scores = call.new(call.tiles, H, call.bt, call.bt)
+    states = call.new(call.count(call.chunk), H, V, K)
+    if call.kind != CHANNEL:
+        return torch.empty_like(v), state, scores, states, *(nothing(q) for _ in range(5))  # type: ignore[return-value]
+    qg, kg = call.new(call.tiles, H, call.bt, K), call.new(call.tiles, H, call.bt, K)
+    decay, halves = (call.new(call.tiles, H, *size, dtype=torch.float32) for size in ((K,), (2, K)))
+    steep = call.new(call.tiles, H, dtype=torch.int32)
+    return torch.empty_like(v), state, scores, states, qg, kg, decay, halves, steep
+
+
+def backward_kernels(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
+    scores: Tensor, states: Tensor, read: Tensor, write: Tensor, decay: Tensor, halves: Tensor, steep: Tensor,
+    do: Tensor, d_state: Tensor | None, scale: float, chunk: int,
+) -> Given:  # fmt: skip
+    saved = None
+    if states.dim() == 4:
+        saved = driver.Saved(scores, states, read, write, decay, halves, steep)
+        if decay.dim() == 1:
+            saved = driver.Saved(scores, states, q, k, None, None, None)
+    dq, dk, dv, dg, d_start = driver.backward(q, k, v, g, initial_state, cu_seqlens, saved, do, d_state, scale, chunk)
+    return dq, dk, dv, nothing(q) if dg is None else dg, nothing(q) if d_start is None else d_start
+
+
+def backward_shapes(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
+    scores: Tensor, states: Tensor, read: Tensor, write: Tensor, decay: Tensor, halves: Tensor, steep: Tensor,
+    do: Tensor, d_state: Tensor | None, scale: float, chunk: int,
+) -> Given:  # fmt: skip
+    dg = nothing(q) if g is None else torch.empty_like(g)
+    d_start = nothing(q) if initial_state is None else torch.empty_like(initial_state)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dg, d_start
 
 
 def nothing(like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=torch.float32)
 
 
-@torch.library.custom_op("gla_ablate::forward", mutates_args=())
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    scale: float,
-    chunk: int,
-    keep_state: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    o, state, scores = driver.forward(q, k, v, g, initial_state, cu_seqlens, scale, chunk, keep_state)
-    return o, nothing(q) if state is None else state, scores
+def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """o and the final state; takes what `gla_ablate::forward` takes."""
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    if torch.compiler.is_compiling() or any(type(x) not in (Tensor, Parameter) for x in tensors):
+        o, state, *_ = forward(*inputs)
+        return o, state
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return Attention.apply(*inputs)
+    o, state, *_ = forward_kernels(*inputs)
+    return o, state
 
 
-@forward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    scale: float,
-    chunk: int,
-    keep_state: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    state = q.new_empty(states_of(q, v, cu_seqlens), dtype=torch.float32) if keep_state else nothing(q)
-    return torch.empty_like(v), state, q.new_empty((*q.shape[:3], chunk), dtype=driver.NUMERICS[q.dtype].store)
+class Attention(torch.autograd.Function):
+    """What autograd does with the operators, without them."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = forward_kernels(*inputs)
+        save(ctx, inputs, output)
+        return output[:2]
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        # with create_graph by way of the operator, which says that there is no second derivative
+        return gradients(ctx, *incoming, kernels=backward if torch.is_grad_enabled() else backward_kernels)
 
 
-@torch.library.custom_op("gla_ablate::backward", mutates_args=())
-def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    scores: Tensor,
-    do: Tensor,
-    d_state: Tensor | None,
-    scale: float,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dq, dk, dv, dg, d_start = driver.backward(q, k, v, g, initial_state, cu_seqlens, scores, do, d_state, scale, chunk)
-    return dq, dk, dv, nothing(q) if dg is None else dg, nothing(q) if d_start is None else d_start
-
-
-@backward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    scores: Tensor,
-    do: Tensor,
-    d_state: Tensor | None,
-    scale: float,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dg = nothing(q) if g is None else torch.empty_like(g)
-    d_start = nothing(q) if initial_state is None else torch.empty_like(initial_state)
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dg, d_start
-
-
-def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.scale, ctx.chunk, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale, ctx.chunk, _, _ = inputs
+    ctx.save_for_backward(*tensors, *output[2:])
     ctx.set_materialize_grads(False)
 
 
-def gradients(ctx: Any, do: Tensor | None, d_state: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, g, initial_state, cu_seqlens, scores = ctx.saved_tensors
+def gradients(
+    ctx: Any, do: Tensor | None, d_state: Tensor | None, *_: Tensor | None, kernels: Callable[..., Given] | None = None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, g, initial_state, cu_seqlens, *kept = ctx.saved_tensors
     if do is None:
         do = torch.zeros_like(v)
     if d_state is not None and d_state.numel() == 0:
         d_state = None
     d_state = None if d_state is None else d_state.contiguous()
-    dq, dk, dv, dg, d_start = backward(
-        q, k, v, g, initial_state, cu_seqlens, scores, do.contiguous(), d_state, ctx.scale, ctx.chunk
+    dq, dk, dv, dg, d_start = (kernels or backward)(
+        q, k, v, g, initial_state, cu_seqlens, *kept, do.contiguous(), d_state, ctx.scale, ctx.chunk
     )
-    return dq, dk, dv, None if g is None else dg, None if initial_state is None else d_start, None, None, None, None
+    dg, d_start = None if g is None else dg, None if initial_state is None else d_start
+    return dq, dk, dv, dg, d_start, None, None, None, None, None
 
 
 def no_second_derivative(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     raise RuntimeError("gated_linear_attention has no second derivative; backend='torch' does")
 
 
-forward.register_autograd(gradients, setup_context=save)
-backward.register_autograd(no_second_derivative)
+def register(name: str, kernels: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
+    torch.library.define(
+        f"gla_ablate::{name}",
+        torch.library.infer_schema(kernels, mutates_args=()),
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
+    torch.library.impl(f"gla_ablate::{name}", "default", kernels)
+    torch.library.register_fake(f"gla_ablate::{name}", shapes)
+    return getattr(torch.ops.gla_ablate, name).default
+
+
+forward = register("forward", forward_kernels, forward_shapes)
+backward = register("backward", backward_kernels, backward_shapes)
+torch.library.register_autograd("gla_ablate::forward", gradients, setup_context=save)
+torch.library.register_autograd("gla_ablate::backward", no_second_derivative)

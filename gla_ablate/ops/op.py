@@ -11,7 +11,7 @@ from gla_ablate.ops.checks import check_arguments, check_values
 from gla_ablate.ops.chunkwise import chunkwise
 
 BACKENDS = ("auto", "triton", "torch")
-DEFAULT_CHUNK = 64
+AUTO_CHUNK = {"triton": 128, "torch": 64}  # at every width that was measured (benchmarks/NOTES.md)
 
 
 def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
@@ -49,9 +49,10 @@ def gated_linear_attention(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
-    chunk_size: int | str = 64,
+    chunk_size: int | str = "auto",
     backend: str = "auto",
     check_inputs: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     r"""Gated linear attention: `S_t = diag(exp(g_t)) S_{t-1} + k_tᵀ v_t`, `o_t = scale · q_t S_t`.
 
@@ -66,9 +67,13 @@ def gated_linear_attention(
         initial_state: `[N, H, K, V]` fp32 (fp64 for fp64 inputs), N = B, or the number of packed sequences.
         output_final_state: return the state after the last token, in the same shape and dtype.
         cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; sequences may be empty.
-        chunk_size: 16, 32, 64, 128, 256 or "auto". Changes speed, never the result beyond rounding.
+        chunk_size: 16, 32, 64, 128, 256 or "auto", the fastest. Changes speed and memory, never the result beyond
+            rounding. The kernels keep a state a chunk for the backward, for fp32 and fp16 inputs one every 32 tokens or
+            less.
         backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), "auto".
         check_inputs: also read the values of g and cu_seqlens, which on a GPU waits for them.
+        recompute: keep nothing but the inputs for the backward, which forms scores and states anew (Triton): less
+            memory for about a quarter more time.
 
     Returns:
         o `[B, T, H, V]` in the dtype of the (promoted) inputs, and the final state or None.
@@ -89,11 +94,12 @@ def gated_linear_attention(
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    chunk = DEFAULT_CHUNK if isinstance(chunk_size, str) else chunk_size
+    kind = resolve_backend(backend, q.device, dtype)
+    chunk = AUTO_CHUNK[kind] if isinstance(chunk_size, str) else chunk_size
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     g = None if g is None else g.to(wide)
     start = None if initial_state is None else initial_state.to(wide)
-    if resolve_backend(backend, q.device, dtype) == "torch":
+    if kind == "torch":
         with torch.autocast(device, enabled=False):
             o, end = packed_chunkwise(q.to(wide) * scale, k.to(wide), v.to(wide), g, start, cu_seqlens, chunk)
         return o.to(dtype), end if output_final_state else None
@@ -102,7 +108,9 @@ def gated_linear_attention(
     q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
     g = None if g is None else g.contiguous()
     start = None if start is None else start.contiguous()
-    o, end, _ = library.forward(q, k, v, g, start, cu_seqlens, scale, chunk, output_final_state)
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, g, start))
+    save = learns and not recompute
+    o, end = library.attend(q, k, v, g, start, cu_seqlens, scale, chunk, output_final_state, save)
     return o, end if output_final_state else None
 
 

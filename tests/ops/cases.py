@@ -17,7 +17,7 @@ from gla_ablate.ops.reference import recurrent
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 KINDS = ("none", "head", "token", "channel")
-STRENGTHS = ("weak", "usual", "strong", "extreme", "mixed", "resets")
+STRENGTHS = ("weak", "usual", "strong", "extreme", "mixed", "resets", "turning")
 NAMES = ("o", "state", "dq", "dk", "dv", "d_initial", "dg")
 
 # What the op promises, ‖out − ref‖ / ‖ref‖: (o and state, gradients). Resets: fp32 to 1e-4.
@@ -35,11 +35,13 @@ class Case:
     V: int = 20
     chunk: int = 64
     lengths: tuple[int, ...] = ()  # of packed sequences
+    recompute: bool = False
 
     @property
     def id(self) -> str:
         size = f"B{self.B}T{self.T}H{self.H}K{self.K}V{self.V}C{self.chunk}"
-        return "-".join(filter(None, (self.kind, self.strength, size, "packed" if self.lengths else "")))
+        marks = ("packed" if self.lengths else "", "recompute" if self.recompute else "")
+        return "-".join(filter(None, (self.kind, self.strength, size, *marks)))
 
 
 def quantised(*shape: int, seed: torch.Generator) -> Tensor:
@@ -62,6 +64,9 @@ def gate(case: Case, seed: torch.Generator) -> Tensor | None:
         "extreme": torch.full(shape, -100.0),
         "mixed": torch.where(draw < 0.5, -1e4, 0.0),
         "resets": torch.where(draw < 0.05, -1e4, usual),
+        "turning": usual
+        if len(shape) == 1
+        else usual * torch.where(torch.arange(T) < T // 2, 1, 99).view(1, T, *(1,) * (len(shape) - 2)),
     }[case.strength]
     return g.float().double()
 
@@ -124,7 +129,7 @@ def computed(case: Case, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
     q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
     o, state = gated_linear_attention(
         q, k, v, g, initial_state=given["initial_state"], output_final_state=True, cu_seqlens=cu_seqlens,
-        chunk_size=case.chunk, backend=backend,
+        chunk_size=case.chunk, backend=backend, recompute=case.recompute,
     )  # fmt: skip
     return collect(case, o, state, given)
 

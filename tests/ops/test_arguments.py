@@ -135,6 +135,21 @@ def test_a_gate_of_nan_shows_in_the_output(kind: str, backend: str) -> None:
     assert o.isnan().any()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_stays_in_its_sequence(kind: str) -> None:
+    """Tiles end inside a tile of memory, and what the copy engine brings in holds the next sequence's first rows."""
+    given, _ = inputs(Case(kind=kind, T=60, K=256, V=16, H=1))
+    q, k, v, g = (None if x is None else x.float().requires_grad_() for x in (given[name] for name in "qkvg"))
+    with torch.no_grad():
+        for x in (q, k, v):
+            x[:, 40:] = torch.nan
+    ends = torch.tensor([0, 40, 60], device=DEVICE)
+    o, _ = gated_linear_attention(q, k, v, g, cu_seqlens=ends, backend="triton")
+    grads = torch.autograd.grad(o[:, :40].sum(), (q, k, v))
+    assert o[:, 40:].isnan().any()
+    assert all(x[:, :40].isfinite().all() for x in (o, *grads))
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_scale_multiplies_the_output(backend: str) -> None:
     given = {name: x.float() for name, x in arguments().items()}

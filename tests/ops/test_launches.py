@@ -1,29 +1,37 @@
-"""Which kernels a call launches, and with what: every launch passes `driver.launch`, where these tests look on."""
+"""Which kernels a call launches, and with what: every launch passes `calls.launch`, where these tests look on."""
 
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gla_ablate.ops import gated_linear_attention
-from gla_ablate.ops.kernels import driver
-from tests.ops.cases import GPU, KINDS, Case, leaves
+from gla_ablate.ops.kernels import call as calls
+from tests.ops.cases import DEVICE, GPU, KINDS, Case, leaves
 
 CASE = Case(B=1, T=40, H=2, K=24, V=48, chunk=16)
-KERNELS = {"scan_kernel", "scores_kernel", "output_kernel", "products_kernel", "gradient_kernel"}
+KERNELS = {
+    "channel": {
+        *("prepare_kernel", "steep_prepare_kernel", "scan_kernel", "products_kernel"),
+        *("channel_gradient_kernel", "steep_gradient_kernel"),
+    },
+    "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},
+}
+RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "n_rows", "scale", "bound", "mild"}
 
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     seen: list[tuple[str, dict[str, Any]]] = []
-    real = driver.launch
+    real = calls.launch
 
-    def look_on(kernel: Any, grid: int, **arguments: Any) -> None:
+    def look_on(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
         seen.append((kernel.fn.__name__, arguments))
-        real(kernel, grid, **arguments)
+        real(kernel, grid, key, **arguments)
 
-    monkeypatch.setattr(driver, "launch", look_on)
+    monkeypatch.setattr(calls, "launch", look_on)
     return seen
 
 
@@ -39,7 +47,7 @@ def test_the_triton_backend_which_auto_is_on_cuda_launches_the_kernels(
     kind: str, launches: list[tuple[str, dict[str, Any]]]
 ) -> None:
     call(kind, "auto" if GPU else "triton")
-    assert {name for name, _ in launches} == KERNELS | ({"prepare_kernel"} if kind == "channel" else set())
+    assert {name for name, _ in launches} == KERNELS["channel" if kind == "channel" else "others"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,29 +66,31 @@ def test_a_gate_without_channels_is_never_widened(kind: str, launches: list[tupl
     B, T, H, K = CASE.B, CASE.T, CASE.H, CASE.K
     inputs = {x.data_ptr() for x in (q, k)}
     for name, arguments in launches:
-        assert arguments.get("total") is None
+        assert arguments.get("decay") is None
         if isinstance(arguments.get("dg"), Tensor):
             assert arguments["dg"].numel() <= B * T * H * -(-K // 16)
         if isinstance(arguments.get("g"), Tensor):
             assert arguments["g"].shape == g.shape
-        for name_of_copy in ("qg", "kg"):
-            copy = arguments.get(name_of_copy)
-            if copy is not None and copy.shape[-1] == K:
-                assert copy.data_ptr() in inputs, f"{name} reads a widened copy as {name_of_copy}"
+        operands = ("a", "b") if name == "scan_kernel" else ("read", "write")
+        for operand in operands:
+            copy = arguments.get(operand)
+            copy = getattr(copy, "base", copy)  # of a tensor descriptor
+            if copy is not None:
+                assert copy.data_ptr() in inputs, f"{name} reads a widened copy as {operand}"
 
 
 def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes: list[int] = []
-    real = driver.Call.new
+    real = calls.Call.new
 
-    def new(self: driver.Call, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    def new(self: calls.Call, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         out = real(self, *shape, dtype=dtype)
         sizes.append(out.numel() * out.element_size())
         return out
 
-    monkeypatch.setattr(driver.Call, "new", new)
+    monkeypatch.setattr(calls.Call, "new", new)
     total = {}
     for kind in KINDS:
         sizes.clear()
@@ -92,3 +102,56 @@ def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(
     assert total["token"] - total["none"] <= per_row * -(-K // 16) + flow
     assert total["head"] - total["none"] <= per_row * -(-K // 16) + flow
     assert total["channel"] - total["none"] > per_row * K
+
+
+def traits(arguments: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What Triton compiles for, but for alignment: constants, dtypes, descriptors, what is left out."""
+    found = []
+    for name, x in arguments.items():
+        if isinstance(x, Tensor):
+            found.append((name, x.dtype))
+        elif isinstance(x, TensorDescriptor):
+            found.append((name, (x.base.dtype, *x.block_shape)))
+        elif name not in RUN_TIME:
+            found.append((name, x))
+    return tuple(found)
+
+
+def test_a_key_names_one_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel found under a key that another call left there would run with that call's constants."""
+    seen: dict[Any, set[Any]] = {}
+
+    def look_on(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
+        assert key is not None
+        seen.setdefault((kernel.fn.__name__, key), set()).add(traits(arguments))
+
+    monkeypatch.setattr(calls, "launch", look_on)
+    for kind in KINDS:
+        for size in ({}, {"T": 64}, {"K": 256, "T": 64}, {"K": 256, "T": 70, "V": 128}, {"H": 1, "T": 1000}, {"V": 20}):
+            for dtype in (torch.float32, torch.bfloat16):
+                for chunk in (16, 128):
+                    for start in (True, False):
+                        case = Case(**{**vars(CASE), "kind": kind, "chunk": chunk, **size})
+                        given = leaves(case, dtype)
+                        q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
+                        first = given["initial_state"] if start else None
+                        for packed in (None, torch.tensor([0, 7, case.T], device=DEVICE)):
+                            if first is not None and packed is not None:
+                                continue
+                            o, end = gated_linear_attention(
+                                q, k, v, g, initial_state=first, output_final_state=start, cu_seqlens=packed,
+                                chunk_size=chunk, backend="triton", recompute=not start,
+                            )  # fmt: skip
+                            (o.sum() if end is None else o.sum() + end.sum()).backward()
+    assert len(seen) > 300
+    apart = {key: set.union(*map(set, found)) - set.intersection(*map(set, found)) for key, found in seen.items()}
+    assert not {key: names for key, names in apart.items() if names}
+
+
+def test_a_tensor_that_starts_between_16_bytes_has_no_key(launches: list[tuple[str, dict[str, Any]]]) -> None:
+    given = leaves(CASE, torch.float32)
+    q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
+    shifted = torch.cat((q.detach().flatten()[:1], q.detach().flatten()))[1:].view_as(q)
+    assert shifted.data_ptr() % 16
+    call = calls.Call(shifted, k, v, g, None, 1.0, CASE.chunk)
+    assert call.key is None and calls.Call(q, k, v, g, None, 1.0, CASE.chunk).key is not None

@@ -31,13 +31,14 @@ def test_opcheck_passes(kind: str) -> None:
     from gla_ablate.ops import library
 
     q, k, v, g, start = arguments(kind, torch.float32)
-    torch.library.opcheck(library.forward, (q, k, v, g, start, None, 0.5, 16, True))
-    o, state, scores = library.forward(q, k, v, g, start, None, 0.5, 16, True)
+    torch.library.opcheck(library.forward, (q, k, v, g, start, None, 0.5, 16, True, True))
     plain = [None if x is None else x.detach() for x in (q, k, v, g, start)]
-    given = (*plain, None, scores.detach(), torch.randn_like(o), torch.randn_like(state), 0.5, 16)
-    torch.library.opcheck(library.backward, given)
-    packed = torch.tensor([0, 5, 20], device=DEVICE)
-    torch.library.opcheck(library.forward, (q, k, v, g, None, packed, 0.5, 16, False))
+    for save in (True, False):
+        o, state, *kept = library.forward(*plain, None, 0.5, 16, True, save)
+        given = (*plain, None, *kept, torch.randn_like(o), torch.randn_like(state), 0.5, 16)
+        torch.library.opcheck(library.backward, given)
+    packed = torch.tensor([0, 3, 20], device=DEVICE)  # whose tiles fill the tables to the end
+    torch.library.opcheck(library.forward, (q, k, v, g, None, packed, 0.5, 16, False, True))
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

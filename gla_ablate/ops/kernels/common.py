@@ -1,10 +1,10 @@
 r"""What the kernels share: the kinds of gate, where a tile lies, and the decay over rows and tiles.
 
 Vocabulary. A *chunk* is the user's `chunk_size` C of tokens, at whose borders states are kept. A *tile* is what a
-program works on: BT = min(C, 64) rows of a sequence; a chunk has TPC = C / BT of them. `i_t` counts tiles over all
-sequences, `i_s` inside one. Decays are log2 sums in fp32, each a sum outward from its anchor (see
-`gla_ablate.ops.chunkwise`), so exp2 never sees a difference of running sums. `prefix` of row i: g over the tile's rows
-up to and with i; `suffix`: over those after i.
+program works on: BT = min(C, 64) rows of a sequence (32 where operands are fp32); a chunk has TPC = C / BT of them;
+`i_t` counts tiles over all sequences, `i_s` inside one. Decays are log2 sums in fp32, each outward from its anchor
+(see `gla_ablate.ops.chunkwise`), so exp2 never sees a difference of running sums. `prefix` of row i: g over the tile's
+rows up to and with i; `suffix`: over those after i.
 """
 
 from __future__ import annotations
@@ -68,45 +68,20 @@ def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GAT
 
 
 @triton.jit
-def channel_decay(
-    g, first, i_s, length, i_h, o_k, w: tl.constexpr, bound, H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr
+def tile_decay(
+    g, decay, first, i_t, i_s, length, i_h, o_k, H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr
 ):
-    """prefix, suffix `[BT, BK]` inside each w rows of a tile, gates on channels; steps cut at `bound` (log2)."""
-    o_i = tl.arange(0, BT)
-    o_t = i_s * BT + o_i
-    m_k = o_k < K
-    p_g = g + ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
-    after = ((o_i + 1) % w != 0) & (o_t + 1 < length)
-    b_g = tl.load(p_g, mask=(o_t < length)[:, None] & m_k[None, :], other=0.0) * LOG2E
-    b_n = tl.load(p_g + H * K, mask=after[:, None] & m_k[None, :], other=0.0) * LOG2E
-    b_g = tl.reshape(cut(b_g, bound), (BT // w, w, o_k.shape[0]))
-    b_n = tl.reshape(cut(b_n, bound), (BT // w, w, o_k.shape[0]))
-    prefix = tl.reshape(tl.cumsum(b_g, axis=1), (BT, o_k.shape[0]))
-    suffix = tl.reshape(tl.cumsum(b_n, axis=1, reverse=True), (BT, o_k.shape[0]))
-    return prefix, suffix
-
-
-@triton.jit
-def span(
-    g, total, first, i_t, i_s, a, b, length, i_h, o_k,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr,
-):  # fmt: skip
-    """log2 decay over the tiles a … b − 1 of the sequence: `[BK]` for gates on channels, else one number."""
+    """What a whole tile lets through: `[BK]` for gates on channels, else one number."""
     if GATE == _CHANNEL:
-        s = tl.zeros([o_k.shape[0]], dtype=tl.float32)
-        for m in range(a, b):
-            row = (i_t - i_s + m).to(tl.int64) * H + i_h
-            s += tl.load(total + row * K + o_k, mask=o_k < K, other=0.0)
+        d = tl.load(decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=o_k < K, other=0.0)
     elif GATE == _TOKEN:
-        s = 0.0
-        for m in range(a, b):
-            o_t = m * BT + tl.arange(0, BT)
-            s += tl.sum(tl.load(g + (first + o_t) * H + i_h, mask=o_t < length, other=0.0)) * LOG2E
+        o_t = i_s * BT + tl.arange(0, BT)
+        d = tl.exp2(tl.sum(tl.load(g + (first + o_t) * H + i_h, mask=o_t < length, other=0.0) * LOG2E))
     elif GATE == _HEAD:
-        s = head_gate(g, i_h) * tl.maximum(tl.minimum(b * BT, length) - a * BT, 0)
+        d = tl.exp2(head_gate(g, i_h) * tl.maximum(tl.minimum(length - i_s * BT, BT), 0))
     else:
-        s = 0.0
-    return s
+        d = 1.0
+    return d
 
 
 @triton.jit
@@ -125,3 +100,16 @@ def head_matrix(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, G
         else:
             e = tl.cumsum(tl.where(earlier, b_g[:, None], 0.0), axis=0)
     return e
+
+
+@triton.jit
+def block(p, row, col, width, m_r, m_c, DESC: tl.constexpr):
+    """The tile at (row, col) of a matrix with `width` columns; `DESC`: p is a tensor descriptor, which knows its tile
+    and lets rows in that the masks would not."""
+    if DESC:
+        b = p.load([row, col])
+    else:
+        o_r, o_c = tl.arange(0, m_r.shape[0]), tl.arange(0, m_c.shape[0])
+        p_b = p + (row.to(tl.int64) * width + col) + (o_r[:, None] * width + o_c[None, :])
+        b = tl.load(p_b, mask=m_r[:, None] & m_c[None, :], other=0.0)
+    return b

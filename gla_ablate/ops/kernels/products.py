@@ -1,55 +1,172 @@
-"""What the gradients of q, k and g take from the states: X = do hᵀ, Y = v dhᵀ and Σ_v h ∘ dh."""
+"""What the gradients of q, k and g take from the states, X = S do, Y = dS v and Σ_v S ∘ dS, and dA = do vᵀ.
+
+States are kept at the borders of chunks alone; those at the borders of the tiles inside are formed anew here, so that
+only the pairs inside one tile are left to `gradient_kernel`.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import locate
+from gla_ablate.ops.kernels.common import CHANNEL, NONE, locate, row_decay, tile_decay
+
+_NONE = tl.constexpr(NONE)
+_CHANNEL = tl.constexpr(CHANNEL)
+
+
+@triton.jit
+def empty(BT: tl.constexpr, BK: tl.constexpr, n: tl.constexpr):
+    """(X, Y, flow) of n tiles, all zero."""
+    b = tl.zeros([BK, BT], dtype=tl.float32)
+    one = ((b, b, tl.zeros([BK], dtype=tl.float32)),)
+    if n == 1:
+        return one
+    else:
+        return one + empty(BT, BK, n - 1)
+
+
+@triton.jit
+def factors(
+    read, write, g, decay, first, i_t, i_s, length, i_h, o_k, scale, n: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Of n tiles from i_s on: q̂ and k̂, transposed `[BK, BT]`, and the tile's decay."""
+    o_i = tl.arange(0, BT)
+    m_k = (o_k < K)[:, None]
+    if GATE == _CHANNEL:
+        p = (i_t.to(tl.int64) * H + i_h) * BT * K + o_i[None, :] * K + o_k[:, None]
+        m = m_k & (i_s * BT + o_i < length)[None, :]
+        b_q = tl.load(read + p, mask=m, other=0.0)
+        b_k = tl.load(write + p, mask=m, other=0.0)
+    else:
+        o_t = i_s * BT + o_i
+        p = ((first + o_t[None, :]) * H + i_h) * K + o_k[:, None]
+        m = m_k & (o_t < length)[None, :]
+        b_q = tl.load(read + p, mask=m, other=0.0) * scale
+        b_k = tl.load(write + p, mask=m, other=0.0)
+        if GATE != _NONE:
+            prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+            b_q *= tl.exp2(prefix)[None, :]
+            b_k *= tl.exp2(suffix)[None, :]
+    if GATE == _CHANNEL:
+        d = tl.load(
+            decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=(o_k < K) & (o_k * 0 + i_s * BT < length), other=1.0
+        )
+    else:
+        d = tile_decay(g, decay, first, i_t, i_s, length, i_h, o_k, H, K, BT, GATE)
+    one = ((b_q.to(DTYPE), b_k.to(DTYPE), d),)
+    if n == 1:
+        return one
+    else:
+        return one + factors(
+            read, write, g, decay, first, i_t + 1, i_s + 1, length, i_h, o_k, scale, n - 1, H, K, BT, GATE, DTYPE
+        )
+
+
+@triton.jit
+def values(do, v, p, width, o_t, length, m_v, n: tl.constexpr, BT: tl.constexpr, DTYPE: tl.constexpr):
+    """do and v `[BT, BV]` of n tiles from pointers p to the first."""
+    m = (o_t < length)[:, None] & m_v
+    b_do = tl.load(do + p, mask=m, other=0.0).to(DTYPE)
+    b_v = tl.load(v + p, mask=m, other=0.0).to(DTYPE)
+    if n == 1:
+        return ((b_do, b_v),)
+    else:
+        return ((b_do, b_v),) + values(do, v, p + BT * width, width, o_t + BT, length, m_v, n - 1, BT, DTYPE)
+
+
+@triton.jit
+def advance(b_s, d, b_a, b_b, GATE: tl.constexpr, PRECISION: tl.constexpr):
+    """The state `[BK, BV]` a tile further on (for the gradient of states: further back)."""
+    if GATE == _CHANNEL:
+        b_s = b_s * d[:, None]
+    elif GATE != _NONE:
+        b_s = b_s * d
+    return tl.dot(b_a, b_b, b_s, input_precision=PRECISION)
+
+
+@triton.jit
+def inside(
+    acc, b_h, b_dh, known, rows, t: tl.constexpr, n: tl.constexpr, GATE: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(X, Y, flow) of tiles t … t + n − 1, with b_h the state before them and b_dh the gradient of that behind."""
+    if n == 1:
+        b_do, b_v = rows[t]
+        b_x, b_y, b_f = acc[t]
+        b_f += tl.sum(b_h * b_dh, axis=1)
+        b_x = tl.dot(b_h.to(DTYPE), tl.trans(b_do), b_x, input_precision=PRECISION)
+        b_y = tl.dot(b_dh.to(DTYPE), tl.trans(b_v), b_y, input_precision=PRECISION)
+        return ((b_x, b_y, b_f),)
+    else:
+        half: tl.constexpr = n // 2
+        middle, d_middle = b_h, b_dh
+        for j in tl.static_range(half):
+            _b_q, b_k, d = known[t + j]
+            middle = advance(middle, d, b_k, rows[t + j][1], GATE, PRECISION)
+            b_q, _b_k, d = known[t + n - 1 - j]
+            d_middle = advance(d_middle, d, b_q, rows[t + n - 1 - j][0], GATE, PRECISION)
+        early = inside(acc, b_h, d_middle, known, rows, t, half, GATE, DTYPE, PRECISION)
+        return early + inside(acc, middle, b_dh, known, rows, t + half, half, GATE, DTYPE, PRECISION)
 
 
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
 def products_kernel(
-    do, v, h, dh, x, y, flow, cu_seqlens, tiles, chunk_base, T, NT, NC,
+    do, v, h, dh, read, write, g, decay, x, y, flow, da, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr,
-    GATED: tl.constexpr, VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BV: tl.constexpr, GATE: tl.constexpr, VARLEN: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """X, Y `[B, T, H, K]` without any decay; flow `[chunks, H, K]` = Σ_v h ∘ dh, what passes through a chunk unread
-    (gates only).
+    """X, Y `[B, T, H, K]` without the decay inside their tile; flow `[tiles, H, K]` = Σ_v S ∘ dS, what a tile meets and
+    what becomes of it; da `[tiles, H, BT, BT]`.
 
-    h is the state at the chunk's start, dh the state's gradient at its end. Grid: tiles · H · K/BK.
+    h, dh `[chunks, H, V, K]`: the state at the chunk's start, the gradient at its end; read, write: q, k, or qg, kg for
+    gates on channels. Grid: tiles · H · (K/BK + 1): one program a chunk and slice of K, and one for da.
     """
     NK: tl.constexpr = (K + BK - 1) // BK
     pid = tl.program_id(0)
-    i_k, i_h, i_t = pid % NK, (pid // NK) % H, pid // (NK * H)
+    i_k, i_h, i_t = pid % (NK + 1), (pid // (NK + 1)) % H, pid // ((NK + 1) * H)
     i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
-    if i_s * BT >= length:
+    if (i_s * BT >= length) | (i_s % TPC != 0):
         return
     c_base = tl.load(chunk_base + i_n) if VARLEN else i_n * NC
     chunk = (c_base + i_s // TPC).to(tl.int64) * H + i_h
-    o_t = i_s * BT + tl.arange(0, BT)
+    o_i = tl.arange(0, BT)
+    o_t = i_s * BT + o_i
     o_k = i_k * BK + tl.arange(0, BK)
-    m_t, m_k = o_t < length, o_k < K
-    b_x = tl.zeros([BT, BK], dtype=tl.float32)
-    b_y = tl.zeros([BT, BK], dtype=tl.float32)
-    b_f = tl.zeros([BK], dtype=tl.float32)
-    for i_v in range(0, tl.cdiv(V, BV)):
-        o_v = i_v * BV + tl.arange(0, BV)
-        m_v = o_v < V
-        p_v = ((first + o_t[:, None]) * H + i_h) * V + o_v[None, :]
-        p_s = chunk * K * V + o_k[None, :] * V + o_v[:, None]  # the states read transposed, [BV, BK]
-        m = m_t[:, None] & m_v[None, :]
-        m_s = m_v[:, None] & m_k[None, :]
-        b_h = tl.load(h + p_s, mask=m_s, other=0.0)
-        b_dh = tl.load(dh + p_s, mask=m_s, other=0.0)
-        b_x += tl.dot(tl.load(do + p_v, mask=m, other=0.0).to(DTYPE), b_h.to(DTYPE), input_precision=PRECISION)
-        b_y += tl.dot(tl.load(v + p_v, mask=m, other=0.0).to(DTYPE), b_dh.to(DTYPE), input_precision=PRECISION)
-        if GATED:
-            b_f += tl.sum(b_h.to(tl.float32) * b_dh.to(tl.float32), axis=0)
-    p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
-    m = m_t[:, None] & m_k[None, :]
-    tl.store(x + p, b_x.to(x.dtype.element_ty), mask=m)
-    tl.store(y + p, b_y.to(y.dtype.element_ty), mask=m)
-    if GATED and i_s % TPC == 0:
-        tl.store(flow + chunk * K + o_k, b_f, mask=m_k)
+    p_t = ((first + o_t[:, None]) * H + i_h) * V
+    if i_k == NK:
+        for t in range(0, TPC):
+            m_t = (o_t + t * BT < length)[:, None]
+            b_a = tl.zeros([BT, BT], dtype=tl.float32)
+            for i_v in tl.range(0, tl.cdiv(V, BV), num_stages=STAGES):
+                o_v = i_v * BV + tl.arange(0, BV)[None, :]
+                m = m_t & (o_v < V)
+                b_do = tl.load(do + p_t + t * (BT * H * V) + o_v, mask=m, other=0.0).to(DTYPE)
+                b_v = tl.load(v + p_t + t * (BT * H * V) + o_v, mask=m, other=0.0).to(DTYPE)
+                b_a = tl.dot(b_do, tl.trans(b_v), b_a, input_precision=PRECISION)
+            if (i_s + t) * BT < length:
+                p_a = da + ((i_t + t).to(tl.int64) * H + i_h) * BT * BT + o_i[:, None] * BT + o_i[None, :]
+                tl.store(p_a, b_a.to(da.dtype.element_ty))
+    else:
+        known = factors(read, write, g, decay, first, i_t, i_s, length, i_h, o_k, scale, TPC, H, K, BT, GATE, DTYPE)
+        acc = empty(BT, BK, TPC)
+        for i_v in tl.range(0, tl.cdiv(V, BV), num_stages=STAGES):
+            o_v = i_v * BV + tl.arange(0, BV)
+            m_v = o_v < V
+            p_s = chunk * K * V + o_v[None, :] * K + o_k[:, None]
+            m_s = (o_k < K)[:, None] & m_v[None, :]
+            b_h = tl.load(h + p_s, mask=m_s, other=0.0).to(tl.float32)
+            b_dh = tl.load(dh + p_s, mask=m_s, other=0.0).to(tl.float32)
+            rows = values(do, v, p_t + o_v[None, :], H * V, o_t, length, m_v[None, :], TPC, BT, DTYPE)
+            acc = inside(acc, b_h, b_dh, known, rows, 0, TPC, GATE, DTYPE, PRECISION)
+        for t in tl.static_range(TPC):
+            o_r = o_t + t * BT
+            p_k = ((first + o_r[None, :]) * H + i_h) * K + o_k[:, None]
+            m = (o_k < K)[:, None] & (o_r < length)[None, :]
+            tl.store(x + p_k, acc[t][0].to(x.dtype.element_ty), mask=m)
+            tl.store(y + p_k, acc[t][1].to(y.dtype.element_ty), mask=m)
+            if GATE != _NONE:
+                m_f = (o_k < K) & (o_k * 0 + (i_s + t) * BT < length)
+                tl.store(flow + ((i_t + t).to(tl.int64) * H + i_h) * K + o_k, acc[t][2], mask=m_f)

@@ -1,85 +1,162 @@
-"""The state between chunks, forward and, with the roles swapped, its gradient backward."""
+"""The pass over a sequence: output and states and, with the roles swapped, the gradients of v and of the states."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import CHANNEL, NONE, row_decay, span
+from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, row_decay, tile_decay
 
 _NONE = tl.constexpr(NONE)
 _CHANNEL = tl.constexpr(CHANNEL)
 
 
-@triton.jit(do_not_specialize=["T", "NT", "NC"])
-def scan_kernel(
-    a, b, g, total, start, states, end, cu_seqlens, tile_base, chunk_base, scale, T, NT, NC,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr,
-    GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr,
+@triton.jit
+def slices(
+    p, o_v, i: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, K: tl.constexpr, V: tl.constexpr, LOAD: tl.constexpr
+):
+    """The state as slices `[BV, BK]` i … N − 1 of its transpose, from `[K, V]` or zero."""
+    if LOAD:
+        o_k = i * BK + tl.arange(0, BK)
+        b = tl.load(p + o_k[None, :] * V + o_v[:, None], mask=(o_v < V)[:, None] & (o_k < K)[None, :], other=0.0)
+        b = b.to(tl.float32)
+    else:
+        b = tl.zeros([o_v.shape[0], BK], dtype=tl.float32)
+    if i == N - 1:
+        return (b,)
+    else:
+        return (b,) + slices(p, o_v, i + 1, N, BK, K, V, LOAD)
+
+
+@triton.jit
+def step(
+    s, b_x, b, row, col, width, m_r, decay, d, row_d, i: tl.constexpr, N: tl.constexpr, BK: tl.constexpr,
+    K: tl.constexpr, GATE: tl.constexpr, DESC: tl.constexpr, MASK: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """S ← exp(total) S + âᵀ b, tile by tile; `states[c]` `[chunks, H, K, V]` is S as chunk c meets it.
+    """Slices i … of S ← decay · S + xᵀ b; b_x `[BT, BV]`. MASK: zero rows of b_x don't suffice, 0 · NaN is NaN."""
+    o_k = i * BK + tl.arange(0, BK)
+    b_b = block(b, row, col + i * BK, width, m_r, o_k < K, DESC).to(DTYPE)
+    if MASK:
+        b_b = tl.where(m_r[:, None], b_b, 0.0).to(DTYPE)
+    if GATE == _CHANNEL:
+        b_s = s[i] * tl.load(decay + row_d * K + o_k, mask=o_k < K, other=0.0)[None, :]
+    elif GATE == _NONE:
+        b_s = s[i]
+    else:
+        b_s = s[i] * d
+    b_s = tl.dot(tl.trans(b_x), b_b, b_s, input_precision=PRECISION)
+    if i == N - 1:
+        return (b_s,)
+    else:
+        return (b_s,) + step(
+            s, b_x, b, row, col, width, m_r, decay, d, row_d, i + 1, N, BK, K, GATE, DESC, MASK, DTYPE, PRECISION
+        )
 
-    Forward, a = k (kg for gates on channels), b = v, â carries the decay to the tile's end; `states` holds the state at
-    each chunk's start. Backward in time, a = q (qg), b = do, â carries scale and the decay from the tile's start;
-    `states` holds the gradient of the state at each chunk's end. `start`, `end` `[N, H, K, V]`, fp32.
-    Grid: N · H · K/BK · V/BV.
+
+@triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
+def scan_kernel(
+    a, b, x, scores, g, decay, start, states, o, end, cu_seqlens, tile_base, chunk_base, scale, T, NT, NC, SEG, NSEG,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr, STORE_STATES: tl.constexpr,
+    STORE_O: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr,
+    STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Tile by tile o = A x + â S and S ← decay · S + b̂ᵀ x; `states` `[chunks, H, V, K]` holds S as each chunk meets it.
+
+    Forward, a = q, b = k, x = v; â carries scale and the decay from the tile's start, b̂ that to its end. Backward in
+    time the roles of â and b̂ are swapped, a = k, b = q, x = do, with Aᵀ: o is dv, and `states` are the gradients of the
+    state at each chunk's end. For gates on channels a and b are qg and kg of `prepare_kernel`, `[tiles, H, BT, K]`.
+    scores `[tiles, H, BT, BT]`; start, end `[N, NSEG, H, K, V]`, fp32, of each segment of SEG tiles.
+    Grid: N · NSEG · H · V/BV.
+
+    DESC: a, b and scores are tensor descriptors; DESC_X: x and o too (no sequence ends inside a tile).
     """
-    NK: tl.constexpr = (K + BK - 1) // BK
     NV: tl.constexpr = (V + BV - 1) // BV
+    NS: tl.constexpr = (K + BK - 1) // BK
+    TILED: tl.constexpr = GATE == _CHANNEL
+    MASK: tl.constexpr = DESC and not TILED and not DESC_X  # a tile's last rows may be another sequence's
     pid = tl.program_id(0)
-    i_v, i_k, i_h, i_n = pid % NV, (pid // NV) % NK, (pid // (NV * NK)) % H, pid // (NV * NK * H)
+    i_v, i_h, i_g = pid % NV, (pid // NV) % H, pid // (NV * H)
+    i_n, segment = i_g // NSEG, i_g % NSEG
     if VARLEN:
-        first = tl.load(cu_seqlens + i_n).to(tl.int64)
-        length = (tl.load(cu_seqlens + i_n + 1) - first).to(tl.int32)
+        first = tl.load(cu_seqlens + i_n).to(tl.int32)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int32) - first
         n_tiles = tl.cdiv(length, BT)
         t_base = tl.load(tile_base + i_n)
         c_base = tl.load(chunk_base + i_n)
     else:
-        first = i_n.to(tl.int64) * T
+        first = i_n * T
         length = T
         n_tiles = NT
         t_base = i_n * NT
         c_base = i_n * NC
     o_i = tl.arange(0, BT)
-    o_k = i_k * BK + tl.arange(0, BK)
     o_v = i_v * BV + tl.arange(0, BV)
-    m_s = (o_k < K)[:, None] & (o_v < V)[None, :]
-    p_s = o_k[:, None] * V + o_v[None, :]
-    head = i_n.to(tl.int64) * H + i_h
-    if HAS_START:
-        b_s = tl.load(start + head * K * V + p_s, mask=m_s, other=0.0).to(tl.float32)
-    else:
-        b_s = tl.zeros([BK, BV], dtype=tl.float32)
-    for step in range(0, n_tiles):
-        if REVERSE:
-            i_s = n_tiles - 1 - step
-            meets = (step == 0) | (i_s % TPC == TPC - 1)
+    m_v = o_v < V
+    m_i = o_i < BT
+    head = i_g.to(tl.int64) * H + i_h
+    s = slices(start + head * K * V if HAS_START else 0, o_v, 0, NS, BK, K, V, HAS_START)
+    begin = segment * SEG
+    stop = tl.minimum(begin + SEG, n_tiles)
+    for i in tl.range(begin, stop, num_stages=STAGES):
+        i_s = begin + stop - 1 - i if REVERSE else i
+        i_t = t_base + i_s
+        row_d = i_t.to(tl.int64) * H + i_h
+        m_t = i_s * BT + o_i < length
+        row_x = first + i_s * BT
+        b_x = block(x, row_x, i_h * V + i_v * BV, H * V, m_t, m_v, DESC_X)
+        if TILED:
+            row, col, width = (i_t * H + i_h) * BT, 0, K
+            m_r = m_i
         else:
-            i_s = step
-            meets = i_s % TPC == 0
-        if meets:
-            row = (c_base + i_s // TPC).to(tl.int64) * H + i_h
-            tl.store(states + row * K * V + p_s, b_s.to(states.dtype.element_ty), mask=m_s)
-        o_t = i_s * BT + o_i
-        m_t = o_t < length
-        b_a = tl.load(
-            a + ((first + o_t[None, :]) * H + i_h) * K + o_k[:, None], mask=(o_k < K)[:, None] & m_t[None, :], other=0.0
-        )  # [BK, BT]
-        b_b = tl.load(
-            b + ((first + o_t[:, None]) * H + i_h) * V + o_v[None, :], mask=m_t[:, None] & (o_v < V)[None, :], other=0.0
-        )
+            row, col, width = row_x, i_h * K, H * K
+            m_r = m_t
         if GATE != _NONE and GATE != _CHANNEL:
-            prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
-            b_a = b_a.to(tl.float32) * tl.exp2(prefix if REVERSE else suffix)[None, :]
-        b_x = tl.dot(b_a.to(states.dtype.element_ty), b_b.to(states.dtype.element_ty), input_precision=PRECISION)
-        if REVERSE and GATE != _CHANNEL:
-            b_x *= scale
-        if GATE == _NONE:
-            b_s += b_x
+            prefix, suffix = row_decay(g, first.to(tl.int64), i_s, length, i_h, H, BT, GATE)
+        meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
+        if STORE_STATES:  # noqa: SIM102 (known when compiled, which the next isn't)
+            if meets:
+                p_s = states + ((c_base + i_s // TPC).to(tl.int64) * H + i_h) * K * V
+                for j in tl.static_range(NS):
+                    o_k = j * BK + tl.arange(0, BK)
+                    b_s = s[j].to(states.dtype.element_ty)
+                    tl.store(p_s + o_v[:, None] * K + o_k[None, :], b_s, mask=m_v[:, None] & (o_k < K)[None, :])
+        if STORE_O:
+            # everything transposed, [BV, BT], so that S comes from registers; A is read as Aᵀ or not: some Tritons
+            # miscompile the transpose of a result on its way into a product, but not that of what was loaded
+            acc = tl.zeros([BV, BT], dtype=tl.float32)
+            for j in tl.static_range(NS):
+                m_k = j * BK + tl.arange(0, BK) < K
+                b_a = block(a, row, col + j * BK, width, m_r, m_k, DESC).to(DTYPE)
+                acc = tl.dot(s[j].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
+            if GATE != _CHANNEL:
+                if GATE != _NONE:
+                    acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
+                if not REVERSE:
+                    acc *= scale
+            b_w = block(scores, (i_t * H + i_h) * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
+            if not REVERSE:
+                b_w = tl.trans(b_w)
+            acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
+            b_o = tl.trans(acc.to(DTYPE))
+            if DESC_X:
+                o.store([row_x, i_h * V + i_v * BV], b_o)
+            else:
+                p_o = o + (row_x.to(tl.int64) * H + i_h) * V + i_v * BV
+                p_o += o_i[:, None] * (H * V) + tl.arange(0, BV)[None, :]
+                tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
+        if GATE == _CHANNEL:
+            b_z = b_x.to(DTYPE)
+        elif GATE == _NONE:
+            b_z = (b_x * scale).to(DTYPE) if REVERSE else b_x.to(DTYPE)
         else:
-            d = tl.exp2(span(g, total, first, t_base + i_s, i_s, i_s, i_s + 1, length, i_h, o_k, H, K, BT, GATE))
-            b_s = b_s * (d[:, None] if GATE == _CHANNEL else d) + b_x
+            b_z = tl.exp2(prefix) * scale if REVERSE else tl.exp2(suffix)
+            b_z = (b_x * b_z[:, None]).to(DTYPE)
+        d = tile_decay(g, decay, first.to(tl.int64), i_t, i_s, length, i_h, o_v, H, K, BT, GATE) if not TILED else 1.0
+        s = step(s, b_z, b, row, col, width, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, DTYPE, PRECISION)
     if STORE_END:
-        tl.store(end + head * K * V + p_s, b_s, mask=m_s)
+        for j in tl.static_range(NS):
+            o_k = j * BK + tl.arange(0, BK)
+            p_e = end + head * K * V + o_k[None, :] * V + o_v[:, None]
+            tl.store(p_e, s[j], mask=m_v[:, None] & (o_k < K)[None, :])

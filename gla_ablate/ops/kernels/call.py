@@ -1,0 +1,216 @@
+"""What every launch needs: the sizes of a call of the op, its numerics, and a way to a compiled kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, NONE, TOKEN
+from gla_ablate.ops.kernels.decay import sum_matrices
+from gla_ablate.ops.kernels.tuning import Tuning, pieces, tuning
+
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def trait(x: Any, parameter: Any) -> Any:
+    """What Triton compiles for: the value of a constant, and of other arguments their type and how they are aligned."""
+    if parameter.is_constexpr:
+        return x
+    if x is None or isinstance(x, float):
+        return None
+    if isinstance(x, Tensor):
+        return x.dtype, x.data_ptr() % 16 == 0
+    if isinstance(x, TensorDescriptor):
+        return x.base.dtype, *x.block_shape
+    return x >= 2**31, parameter.do_not_specialize or (x == 1, x % 16 == 0)
+
+
+def launch(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
+    """Every launch of the package passes here, which is where tests look on.
+
+    `arguments` are the kernel's, in its order, and then options. Triton takes longer to find the compiled kernel anew
+    than many a kernel runs, so it is remembered: under `key`, which must tell any two calls apart that Triton would
+    compile apart, or under all that it compiles for.
+    """
+    if grid == 0:
+        return
+    if not isinstance(kernel, JITFunction):  # the interpreter's, which compiles nothing
+        kernel[(grid,)](**arguments)
+        return
+    values = tuple(arguments.values())
+    n = len(kernel.params)
+    found = (kernel, key or (torch.cuda.current_device(), values[n:], *map(trait, values, kernel.params)))
+    compiled = _compiled.get(found)
+    if compiled is None:
+        _compiled[found] = kernel[(grid,)](**arguments)
+    else:
+        compiled[grid, 1, 1](*values[:n])
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a dtype is computed with; `chunkwise` tells what `block` (rows) and `bound` (nats) are."""
+
+    store: torch.dtype  # of q̂, k̂, states, scores, and the operands of products
+    precision: str  # of products whose operands are fp32
+    block: int
+    bound: float
+    tile: int  # the most rows of a tile: its sums and scores must fit in shared memory several times
+    keep: int  # the most rows between two states that are kept
+    mild: float  # nats over half a tile up to which one anchor serves all of it
+
+
+# fp16 has neither the range for states and anchored factors nor bf16's room: its products run on fp32 operands.
+NUMERICS = {
+    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -9.0, 64, 256, 60.0),
+    torch.float16: Numerics(torch.float32, "tf32", 16, -9.0, 32, 32, 60.0),
+    torch.float32: Numerics(torch.float32, "tf32x3", 8, -19.0, 32, 32, 6.0),
+}
+TL_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+def gate_kind(g: Tensor | None) -> int:
+    return NONE if g is None else {1: HEAD, 3: TOKEN, 4: CHANNEL}[g.dim()]
+
+
+_sums: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
+
+
+def sums(bt: int, block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`sum_matrices`, formed once; a CUDA graph that is being captured gets its own, which no other call may read."""
+    key = (bt, block, device, dtype)
+    if key in _sums:
+        return _sums[key]
+    found = sum_matrices(*key)
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        _sums[key] = found
+    return found
+
+
+def describe(x: Tensor, width: int, rows: int, columns: int) -> TensorDescriptor | None:
+    """x as a matrix of `width` columns that is read in tiles by the chip's copy engine; None where it can't be."""
+    size = x.element_size()
+    if x.numel() == 0 or x.data_ptr() % 16 or width * size % 16 or x.numel() // width >= 2**31:
+        return None
+    return TensorDescriptor(x, [x.numel() // width, width], [width, 1], [rows, columns])
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the op: its sizes, where its sequences, tiles and chunks lie, and every launch argument that follows.
+
+    Reads no value back from the device.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    g: Tensor | None
+    cu_seqlens: Tensor | None
+    scale: float
+    chunk_size: int
+    others: tuple[Tensor | None, ...] = ()  # more tensors from outside: initial state, incoming gradients
+
+    @cached_property
+    def chunk(self) -> int:
+        return min(self.chunk_size, self.numerics.keep)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        B, T, H, K = self.q.shape
+        return B, T, H, K, self.v.shape[-1]
+
+    @property
+    def sequences(self) -> int:
+        return self.q.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
+    @cached_property
+    def bt(self) -> int:
+        return min(self.chunk, self.numerics.tile)
+
+    @cached_property
+    def tiles(self) -> int:
+        return self.count(self.bt)
+
+    @cached_property
+    def kind(self) -> int:
+        return gate_kind(self.g)
+
+    @cached_property
+    def numerics(self) -> Numerics:
+        return NUMERICS[self.q.dtype]
+
+    @cached_property
+    def key(self) -> tuple[Any, ...] | None:
+        """What kernels are compiled for, but for constants that a launch has of its own; None where a tensor doesn't
+        start at 16 bytes, or rows are counted in 64 bits."""
+        given = [x for x in (self.q, self.k, self.v, self.g, self.cu_seqlens, *self.others) if x is not None]
+        if any(x.data_ptr() % 16 for x in given) or self.q.shape[0] * self.q.shape[1] >= 2**31:
+            return None
+        packed = None if self.cu_seqlens is None else self.cu_seqlens.dtype
+        return self.q.device, self.q.dtype, self.kind, packed, *self.q.shape[2:], self.v.shape[3], self.chunk
+
+    def count(self, size: int) -> int:
+        """How many pieces of `size` tokens there are; for packed sequences the most there can be."""
+        B, T = self.q.shape[:2]
+        return B * pieces(T, size) if self.cu_seqlens is None else T // size + self.sequences
+
+    @cached_property
+    def sums(self) -> Tensor:
+        return sums(self.bt, self.numerics.block, self.q.device, self.numerics.store)
+
+    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, device=self.q.device, dtype=dtype or self.numerics.store)
+
+    @cached_property
+    def tables(self) -> dict[str, Tensor | None]:
+        """For packed sequences: (sequence, tile in it) of every tile, each sequence's first tile and first chunk."""
+        if self.cu_seqlens is None:
+            return {"cu_seqlens": None, "tiles": None, "tile_base": None, "chunk_base": None}
+        length = self.cu_seqlens.diff()
+        n_tiles, n_chunks = (-(-length // size) for size in (self.bt, self.chunk))
+        after = n_tiles.cumsum(0)
+        i = torch.arange(self.tiles, device=length.device, dtype=after.dtype)
+        # past the last tile the table names tiles past the end of the last sequence, whose programs return at once
+        n = torch.searchsorted(after, i, right=True).clamp_(max=self.sequences - 1)
+        tile_base = after - n_tiles
+        return {
+            "cu_seqlens": self.cu_seqlens,
+            "tiles": torch.stack((n, i - tile_base[n]), 1).to(torch.int32),
+            "tile_base": tile_base.to(torch.int32),
+            "chunk_base": (n_chunks.cumsum(0) - n_chunks).to(torch.int32),
+        }
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """What kernels take by these names, each decided here once."""
+        B, T, H, K, V = self.shape
+        return {
+            "q": self.q, "k": self.k, "v": self.v, "g": self.g,
+            "T": T, "NT": pieces(T, self.bt), "NC": pieces(T, self.chunk), "n_rows": B * T,
+            "H": H, "K": K, "V": V, "BT": self.bt, "TPC": self.chunk // self.bt,
+            "BLOCK": self.numerics.block, "LEVELS": (self.bt // self.numerics.block).bit_length() - 1,
+            "GATE": self.kind, "VARLEN": self.cu_seqlens is not None,
+            "DTYPE": TL_DTYPE[self.numerics.store], "PRECISION": self.numerics.precision,
+            "scale": self.scale, "bound": self.numerics.bound * LOG2E.value,
+            "mild": self.numerics.mild * LOG2E.value,
+            **self.tables,
+        }  # fmt: skip
+
+    def tuning(self, kernel: Any) -> Tuning:
+        return tuning(kernel.fn.__name__, self.kind, self.q.dtype, self.q.shape[3], self.v.shape[3], self.chunk)
+
+    def run(self, kernel: Any, grid: int, **own: Any) -> None:
+        """Launches `grid` programs a head with its `own` arguments and, for names it leaves out, those of the call."""
+        most = self.tuning(kernel)
+        known = {**self.arguments, "BK": most.bk, "BV": most.bv, "STAGES": most.num_stages, **own}
+        given = {name: known[name] for name in kernel.arg_names}
+        key = self.key and (self.key, *(x for x in own.values() if isinstance(x, bool)))
+        launch(kernel, grid * self.q.shape[2], key, **given, num_warps=most.num_warps, num_stages=most.num_stages)

@@ -1,0 +1,69 @@
+"""Launch parameters: the tiles, warps and stages of each kernel, by gate, dtype and size. Nothing is tuned at run time.
+
+The figures are for Hopper (`benchmarks/tune.py` finds them anew) and serve other chips as a safe choice: each of them
+compiles without large spills and has been compared with fp64.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+
+class Tuning(NamedTuple):
+    """The largest tiles of K and V, warps, stages of pipelined loops, programs that share a tile's slices of K."""
+
+    bk: int = 64
+    bv: int = 64
+    num_warps: int = 4
+    num_stages: int = 2
+    parts: int = 1
+
+
+def tile(size: int, most: int) -> int:
+    """The tile for a dimension: a power of two from 16 (the smallest that matrix units take) to `most`."""
+    return max(16, min(most, 1 << (size - 1).bit_length()))
+
+
+def pieces(size: int, piece: int) -> int:
+    return -(-size // piece)
+
+
+@cache
+def tuning(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: int) -> Tuning:
+    """Launch parameters of a kernel for inputs of `dtype`, with the tiles that K and V ask for."""
+    most = largest(kernel, kind, dtype, K, V, chunk)
+    if K % 16 or V % 16:
+        most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
+    if dtype == torch.bfloat16 and K <= 32:
+        # at one slice of 32 channels or fewer the matrix units of whole warp groups give wrong results with Triton 3.6
+        # (gradients of q, at 16 channels states), or fault; those of single warps, which 2 warps leave, are right
+        most = most._replace(num_warps=4 if kernel == "products_kernel" else 2, num_stages=1)
+    bk = tile(K, most.bk)
+    return most._replace(bk=bk, bv=tile(V, most.bv), parts=min(most.parts, pieces(K, bk)))
+
+
+def largest(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: int) -> Tuning:
+    """Launch parameters with the largest tiles that are used at all."""
+    narrow = dtype == torch.bfloat16
+    if kernel == "scan_kernel":
+        if not narrow:
+            return Tuning(128, 16, 4, 1)
+        if K <= 128:
+            return Tuning(128, 64, 4, 3)
+        return Tuning(128, 128, 8, 2) if K <= 256 else Tuning(128, 64, 8, 1)
+    if kernel == "segments_kernel":
+        return Tuning(32, 64, 4, 1)
+    if kernel == "products_kernel":
+        if not narrow:
+            return Tuning(32, 32, 4, 1)
+        if chunk <= 64:
+            return Tuning(128, 64, 8, 2)
+        return Tuning(128, 32, 8, 5) if chunk == 128 else Tuning(32, 64, 8, 2)
+    if kernel in ("prepare_kernel", "steep_prepare_kernel"):
+        return Tuning(32, 64, 4, 2) if narrow else Tuning(32, 32, 4, 1)
+    if kernel in ("channel_gradient_kernel", "steep_gradient_kernel"):
+        return Tuning(32, 64, 4, 2) if narrow else Tuning(32, 64, 4, 1)
+    return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)
