@@ -1,0 +1,141 @@
+"""One token of gated linear attention, for decoding: the public function and its operator `gla_ablate::step`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gla_ablate.ops.checks import MAX_HEAD_DIM, check_tensor, shape
+from gla_ablate.ops.op import resolve_backend
+
+
+def gated_linear_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""One token: `S ← diag(exp(g)) S + kᵀ v` in place, `o = scale · q S`. Not differentiable.
+
+    Args:
+        q, k: `[B, H, K]`, v: `[B, H, V]`; K and V from 1 to 512, any strides. float32, bfloat16, float16, or float64
+            (torch backend); computed with in fp32 (fp64 if one of them is float64). Autocast changes nothing here.
+        g: log forget gate ≤ 0 (nats), computed with like q: None, `[H]` (one fixed decay a head), `[B, H]` (a head
+            and token) or `[B, H, K]` (a channel). −inf is allowed. A gate above 0 or NaN is the caller's error.
+        state: S `[B, H, K, V]`, contiguous, fp32 (fp64 for fp64 inputs); overwritten. It has to be given: zeros at the
+            start of a sequence, or the final state that `gated_linear_attention` gives for a prompt.
+        scale: of q; `K ** -0.5` unless given.
+        backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), "auto".
+
+    Returns:
+        o `[B, H, V]` in the promoted dtype of q, k and v.
+
+    Raises:
+        ValueError: naming the argument, what it got and what it takes; also where gradients would be asked for. The
+            state is then as it was.
+
+    On the Triton backend a call is one kernel that waits for nothing on the host and allocates o alone, so a CUDA graph
+    can capture it.
+
+    Source: Gated Linear Attention Transformers with Hardware-Efficient Training (arXiv 2312.06635), section 4.1,
+    equation 3; without a gate, section 2.1.
+    """
+    if state is None:
+        raise ValueError("state: got None, takes a tensor [B, H, K, V] (zeros at the start of a sequence)")
+    dtype = check_arguments(q, k, v, g, state)
+    scale = q.shape[2] ** -0.5 if scale is None else float(scale)
+    if resolve_backend(backend, q.device, dtype) == "torch":
+        return plain(q, k, v, g, state, scale, dtype)
+    return torch.ops.gla_ablate.step(q, k, v, g, state, scale)
+
+
+def check_arguments(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor) -> torch.dtype:
+    """Shapes, dtypes, devices, the state's layout, no gradients; returns the dtype of o. Raises `ValueError`.
+
+    Runs for every layer and token: it reads no value of a tensor and builds a message only for a refusal.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, x, q)
+        if x.dim() != 3:
+            raise ValueError(f"{name}: got shape {shape(x)}, takes three dimensions [B, H, channels]")
+    B, H, K = q.shape
+    V = v.shape[2]
+    if k.shape != q.shape:
+        raise ValueError(f"k: got shape {shape(k)}, takes that of q, {shape(q)}")
+    if v.shape[:2] != q.shape[:2]:
+        raise ValueError(f"v: got shape {shape(v)}, takes [{B}, {H}, V] to go with q {shape(q)}")
+    if not 1 <= K <= MAX_HEAD_DIM:
+        raise ValueError(f"q: got {K} channels a head, takes 1 to {MAX_HEAD_DIM}")
+    if not 1 <= V <= MAX_HEAD_DIM:
+        raise ValueError(f"v: got {V} channels a head, takes 1 to {MAX_HEAD_DIM}")
+    if g is not None:
+        check_tensor("g", g, q)
+        kinds = ((H,), (B, H), (B, H, K))
+        if g.shape not in kinds:
+            takes = ", ".join(str(list(kind)) for kind in kinds)
+            raise ValueError(f"g: got shape {shape(g)}, takes one of {takes} (or None) to go with q {shape(q)}")
+    dtype = promoted(q, k, v)
+    check_tensor("state", state, q)
+    if state.shape != (B, H, K, V):
+        raise ValueError(f"state: got shape {shape(state)}, takes {[B, H, K, V]}")
+    if state.dtype != (torch.float64 if dtype == torch.float64 else torch.float32):
+        raise ValueError(f"state: got dtype {state.dtype}, takes float32 (float64 for float64 inputs)")
+    if not state.is_contiguous():
+        raise ValueError(
+            f"state: got strides {list(state.stride())}, takes a contiguous tensor, which it updates in place"
+        )
+    if state.requires_grad:
+        raise ValueError("state: got a tensor that requires grad, takes one that doesn't: state.detach()")
+    if torch.is_grad_enabled():
+        for name, given in (("q", q), ("k", k), ("v", v), ("g", g)):
+            if given is not None and given.requires_grad:
+                raise ValueError(
+                    f"{name}: got a tensor that requires grad, takes one that doesn't: a step has no gradient, so call "
+                    "it under torch.no_grad(), or use gated_linear_attention"
+                )
+    return dtype
+
+
+def promoted(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
+    if q.dtype == k.dtype == v.dtype:
+        return q.dtype
+    return torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """The `"torch"` backend: the same in plain PyTorch, in the state's dtype."""
+    q, k, v = (x.to(state.dtype) for x in (q, k, v))
+    with torch.autocast(q.device.type, enabled=False):
+        if g is not None:
+            state *= g.to(state.dtype).exp()[(..., None) if g.dim() == 3 else (..., None, None)]
+        state += k[..., :, None] * v[..., None, :]
+        return (scale * q[..., None, :] @ state).squeeze(-2).to(dtype)
+
+
+# The Triton kernel as an operator, so that `torch.compile` and `opcheck` know it. `torch.library.custom_op` would add
+# some 20 µs of Python to every call, one a layer and token; what it does for autograd isn't needed here.
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float) -> Tensor:
+    from gla_ablate.ops.kernels import step as kernels  # Triton takes a while to import, and some machines have none
+
+    o = kernels.step(q, k, v, g, state, scale, promoted(q, k, v))
+    torch.autograd.graph.increment_version(state)  # a backward that kept this state must see that it has changed
+    return o
+
+
+def fake(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float) -> Tensor:
+    return v.new_empty(v.shape, dtype=promoted(q, k, v))
+
+
+torch.library.define(
+    "gla_ablate::step",
+    torch.library.infer_schema(step, mutates_args=("state",)),
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.impl("gla_ablate::step", "default", step)
+torch.library.register_fake("gla_ablate::step", fake)
