@@ -1,95 +1,164 @@
-"""Time and memory of the op on one GPU, each timed call first checked against fp64.
+"""The op beside its rivals on one GPU, bf16 with fp32 gates: errors, time, memory, distance from what is possible.
 
-    python benchmarks/op.py [--out op.json]
+    python benchmarks/op.py                                          # every shape, kind of gate and installed rival
+    python benchmarks/op.py --shapes 340M 1.3B --kinds channel --rivals fla --out op.json --plot op.png
+    python benchmarks/op.py --sweep --out sweep.json --plot sweep.png    # time against T at 32,768 tokens
+    python benchmarks/op.py --forms --out forms.json --plot forms.png    # the paper's forms against T; also on a CPU
 
-For each shape and kind of gate: medians of forward and of forward + backward in ms, and the memory that both take
-beyond its inputs and gradients, in MiB. bf16 inputs, fp32 gates drawn as logsigmoid(normal) / 16. A configuration whose
-result is wrong gets no time.
+A row of the table is printed, and the JSON file replaced, as soon as it is measured:
+
+o … dg        relative errors against fp64 (`measure.py`); dg against max(‖dg‖, 1e-3 · ‖q ∘ dq‖). Softmax attention is
+              compared with PyTorch's plain form of it. Over 1e-2 (a rival: 5e-2) the row says "wrong" and has no speed.
+ms            medians of `triton.testing.do_bench`. RetNet's fixed decay (gate "head") gets no gradient here.
+              "replayed": forward + backward captured as one CUDA graph, so the device's own time; a call from Python
+              takes 1 to 2 ms whatever the op does, half a millisecond of it in autograd's engine.
+extra MiB     peak of forward + backward beyond inputs and gradients
+first call s  of the first forward + backward at that shape in this process. Kernels that Triton finds in its cache on
+              disk count as compiled: for a cold start set TRITON_CACHE_DIR to an empty folder.
+of the floor  the floor's time over the op's, forward / forward + backward / replayed (`floors.py`); the bandwidth and
+              the rate in it are measured first
+FLA's time    over the op's, forward / forward + backward / replayed: above 1× the op is faster
+
+FLA 0.6 tunes itself at a new width for minutes. It reads choices stored earlier with FLA_CACHE_MODE=strict and
+FLA_CONFIG_DIR=<folder>, and still tunes what isn't stored; other modes may take another shape's choice, which is no
+fair rival. `--budget` is asked between rows: a row that has begun is finished.
+
+Exit codes: 0; 1 if a row of ours is wrong or failed; 2 for a mistake in the command.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-import triton
-from torch import Tensor
 
-from gla_ablate.ops import gated_linear_attention
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-SHAPES = (  # B, T, H, K, V: layers of the 340M and 1.3B models, a long sequence, many narrow heads
-    (16, 2048, 4, 128, 256),
-    (16, 2048, 4, 256, 512),
-    (1, 32768, 4, 256, 512),
-    (4, 2048, 16, 128, 128),
-)
-KINDS = ("none", "head", "token", "channel")
-LIMIT = 1e-2  # relative error of o and of every gradient, bf16
+import floors
+import forms
+import measure
+import rivals
+import table
+from measure import Row
+from shapes import KINDS, SHAPES, STRENGTHS, SWEEP, Shape
 
-
-def arguments(kind: str, B: int, T: int, H: int, K: int, V: int) -> list[Tensor]:
-    """q, k, v and, if there is one, g."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(B, T, H, n, device="cuda", dtype=torch.bfloat16) for n in (K, K, V))
-    shapes = {"none": None, "head": (H,), "token": (B, T, H), "channel": (B, T, H, K)}
-    if shapes[kind] is None:
-        return [q, k, v]
-    return [q, k, v, torch.nn.functional.logsigmoid(torch.randn(shapes[kind], device="cuda")) / 16]
+FORM_LENGTHS = [128 << i for i in range(8)]
+Step = tuple[Shape, str, str]  # shape, kind of gate, op
 
 
-def largest_error(given: list[Tensor]) -> float:
-    """Against the torch backend in fp64, on the first sequence and its first 4096 tokens."""
-    cut = [x if x.dim() == 1 else x[:1, :4096] for x in given]
-    incoming = torch.randn_like(cut[2])
-
-    def run(dtype: torch.dtype | None) -> list[Tensor]:
-        leaves = [(x if dtype is None else x.to(dtype)).detach().clone().requires_grad_() for x in cut]
-        o, _ = gated_linear_attention(*leaves)
-        return [o.detach(), *torch.autograd.grad(o, leaves, incoming.to(o.dtype))]
-
-    pairs = zip(run(None), run(torch.float64), strict=True)
-    return max(((got.double() - want).norm() / want.norm()).item() for got, want in pairs)
-
-
-def measure(given: list[Tensor]) -> dict[str, float]:
-    leaves = [x.requires_grad_() for x in given]
-    incoming = torch.randn_like(given[2])
-
-    def both() -> None:
-        torch.autograd.grad(gated_linear_attention(*leaves)[0], leaves, incoming)
-
-    both()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    both()
-    own = sum(x.numel() * x.element_size() for x in leaves)  # the gradients
-    extra = torch.cuda.max_memory_allocated() - before - own
-    with torch.no_grad():
-        forward = triton.testing.do_bench(lambda: gated_linear_attention(*leaves), return_mode="median")
-    return {"forward": forward, "both": triton.testing.do_bench(both, return_mode="median"), "extra": extra / 2**20}
-
-
-def main() -> None:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
-    out = parser.parse_args().out
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}, bf16\n")
-    print("| B, T, H, K, V | gate | error | forward ms | forward + backward ms | extra MiB |")
-    print("|---|---|---|---|---|---|")
-    rows = []
-    for shape in SHAPES:
-        for kind in KINDS:
-            given = arguments(kind, *shape)
-            error = largest_error(given)
-            row = {"shape": shape, "kind": kind, "error": error, **(measure(given) if error <= LIMIT else {})}
-            rows.append(row)
-            times = f"{row['forward']:.2f} | {row['both']:.2f} | {row['extra']:.0f}" if error <= LIMIT else "wrong | |"
-            print(f"| {', '.join(map(str, shape))} | {kind} | {error:.1e} | {times} |", flush=True)
-    if out:
-        out.write_text(json.dumps(rows, indent=1))
+    names = ", ".join(SHAPES)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="NAME", help=f"of {names}")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of gate")
+    parser.add_argument("--rivals", default="auto", help='"auto" (those installed), "none", or a list: fla,flash,cudnn')
+    parser.add_argument("--strength", choices=STRENGTHS, default="usual", help="logsigmoid(normal) / 16; −0.01; −8")
+    parser.add_argument("--sweep", action="store_true", help="T 512 … 32768, gates on channels, instead of --shapes")
+    parser.add_argument("--forms", action="store_true", help="the forms of gla_ablate/ops/reference.py instead")
+    parser.add_argument("--lengths", nargs="+", type=int, default=FORM_LENGTHS, metavar="T", help="of --forms")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="where the rows go")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="where the figure goes")
+    parser.add_argument(
+        "--budget", type=float, default=float("inf"), metavar="SECONDS", help="after which no row begins"
+    )
+    options = parser.parse_args(given)
+    for name in options.shapes:
+        if name not in SHAPES:
+            parser.error(f"--shapes: got {name!r}, takes {names}")
+    options.rivals = {"auto": list(rivals.RIVALS), "none": []}.get(options.rivals, options.rivals.split(","))
+    for name in options.rivals:
+        if name not in rivals.RIVALS:
+            parser.error(f'--rivals: got {name!r}, takes "auto", "none", or a list of {", ".join(rivals.RIVALS)}')
+    if not options.forms and not torch.cuda.is_available():
+        parser.error("no CUDA GPU here: only --forms runs without one")
+    return options
+
+
+def plan(shapes: list[Shape], kinds: list[str], present: list[str]) -> list[Step]:
+    """FLA comes before ours, whose row shows the ratio."""
+    steps: list[Step] = []
+    for shape in shapes:
+        linear = [name for name in ("fla", rivals.OURS) if name in (*present, rivals.OURS)]
+        steps += [(shape, kind, name) for kind in kinds for name in linear]
+        steps += [(shape.softmax(), "softmax", name) for name in present if name != "fla"]
+    return steps
+
+
+def run(steps: list[Step], strength: str, ceilings: floors.Ceilings, record: dict[str, Any], out: Path | None,
+        deadline: float = float("inf"), device: str = "cuda") -> bool:  # fmt: skip
+    """Measure, print and record step by step. True if every row of ours is right."""
+    print(table.header(), flush=True)
+    posed: tuple[tuple[Shape, str] | None, measure.Problem | None] = (None, None)
+    fla: dict[tuple[Shape, str], Row] = {}
+    good = True
+    for i, (shape, kind, name) in enumerate(steps):
+        if time.monotonic() > deadline:
+            record["left_out"] = [f"{s.name} {k} {n}" for s, k, n in steps[i:]]
+            print(f"\n--budget is spent after {i} of {len(steps)} rows; left out: {', '.join(record['left_out'])}")
+            break
+        row = Row(name, shape, kind, strength)
+        try:
+            op = rivals.load(name, kind)
+            if posed[0] != (shape, kind):
+                posed = (None, None)  # frees the last inputs before the next are drawn
+                posed = ((shape, kind), measure.pose(shape, kind, strength, device))
+            measure.fill(row, op, posed[1])
+        except Exception as error:
+            row.note = f"failed: {rivals.reason(error)}"
+        compare(row, fla, ceilings)
+        good = good and not (name == rivals.OURS and row.note)
+        record["rows"].append(asdict(row))
+        table.save(out, record)
+        print(table.render(row), flush=True)
+    table.save(out, record)
+    return good
+
+
+def compare(row: Row, fla: dict[tuple[Shape, str], Row], ceilings: floors.Ceilings) -> None:
+    """With the floor, and with FLA's row at the same shape and gate, which `fla` collects."""
+    if row.note or row.kind == "softmax":  # whose floor is another one
+        return
+    row.floor_forward_ms, row.floor_both_ms = floors.floor_ms(row.shape, row.kind, ceilings)
+    if row.op == "fla":
+        fla[row.shape, row.kind] = row
+    if other := fla.get((row.shape, row.kind)):
+        row.fla_forward, row.fla_both = other.forward_ms / row.forward_ms, other.both_ms / row.both_ms
+        row.fla_replay = table.ratio(other.replay_ms, row.replay_ms)
+
+
+def main() -> int:
+    start = time.monotonic()
+    options = arguments()
+    if options.plot:
+        import plot  # before anything is measured: it needs matplotlib
+    record: dict[str, Any] = {"stamp": table.stamp(), "forms": options.forms, "rows": []}
+    print(f"{record['stamp']['device']}, " + ", ".join(f"{k} {v}" for k, v in record["stamp"]["versions"].items() if v))
+    if options.forms:
+        good = forms.run(options.lengths, record, options.out, start + options.budget)
+    else:
+        shapes, kinds = [SHAPES[name] for name in options.shapes], options.kinds
+        if options.sweep:
+            shapes, kinds = SWEEP, ["channel"]
+        record["missing"] = {name: why for name in options.rivals if (why := rivals.missing(name))}
+        for name, why in record["missing"].items():
+            print(f"{name} is left out: {why}")
+        ceilings = floors.measured_ceilings()
+        record["ceilings"] = asdict(ceilings)
+        print(f"copies {ceilings.bandwidth / 1e12:.2f} TB/s, multiplies {ceilings.rate / 1e12:.0f} TFLOP/s in bf16\n")
+        steps = plan(shapes, kinds, [name for name in options.rivals if name not in record["missing"]])
+        good = run(steps, options.strength, ceilings, record, options.out, start + options.budget)
+    if options.plot:
+        try:
+            options.plot.write_bytes(plot.draw(record))
+        except ValueError as error:
+            print(error)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The op under test and the ops that it stands beside, all called as `op(q, k, v[, g]) -> o` on `[B, T, H, ·]`.
+
+fla      flash-linear-attention: `chunk_linear_attn`, `chunk_retention`, `chunk_simple_gla`, `chunk_gla`
+flash    softmax attention through PyTorch, FlashAttention backend, causal
+cudnn    the same through cuDNN
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from gla_ablate.ops import gated_linear_attention
+
+Op = Callable[..., Tensor]
+
+OURS = "gla_ablate"
+RIVALS = ("fla", "flash", "cudnn")
+SOFTMAX = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "math": SDPBackend.MATH}
+
+
+def load(name: str, kind: str) -> Op:
+    """The op of that name for a kind of gate ("softmax" for the two of softmax attention). Imports what it needs, so
+    that a first call's time holds compiling and tuning but no imports."""
+    if name == "fla":
+        return fla(kind)
+    if name in SOFTMAX:
+        return softmax(SOFTMAX[name])
+    if torch.cuda.is_available():
+        import gla_ablate.ops.library  # noqa: F401
+    return ours
+
+
+def ours(*given: Tensor) -> Tensor:
+    return gated_linear_attention(*given)[0]
+
+
+def fla(kind: str) -> Op:
+    if kind == "none":
+        from fla.ops.linear_attn import chunk_linear_attn
+
+        return lambda q, k, v: chunk_linear_attn(q, k, v, normalize=False)[0]
+    if kind == "head":
+        from fla.ops.retention import chunk_retention
+
+        return lambda q, k, v, g: chunk_retention(q, k, v)[0]  # has `shapes.fixed_decay` built in
+    if kind == "token":
+        from fla.ops.simple_gla import chunk_simple_gla
+
+        return lambda q, k, v, g: chunk_simple_gla(q, k, v, g)[0]
+    from fla.ops.gla import chunk_gla
+
+    return lambda q, k, v, g: chunk_gla(q, k, v, g)[0]
+
+
+def softmax(backend: SDPBackend) -> Op:
+    """On `[B, T, H, D]` seen as `[B, H, T, D]`, as a layer would hand it over."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+    return attend
+
+
+def missing(name: str) -> str | None:
+    """Why a rival can't run here; None if it can."""
+    if name == "fla":
+        try:
+            fla("channel")
+        except Exception as error:  # of any kind: FLA's import looks for a GPU and for other packages
+            return reason(error)
+        return None
+    backends = {"flash": torch.backends.cuda.is_flash_attention_available, "cudnn": torch.backends.cudnn.is_available}
+    return None if backends[name]() else "not in this build of PyTorch"
+
+
+def reason(error: BaseException) -> str:
+    """An error as one line that fits a table's cell."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text.replace("|", "/")[:120]
