@@ -90,11 +90,11 @@ def halves(
 
 @triton.jit(do_not_specialize=["T", "NT"])
 def steep_prepare_kernel(
-    q, k, g, qg, kg, decay, scores, steep, sums, cu_seqlens, tiles, scale, bound, T, NT,
+    q, k, g, scores, steep, sums, cu_seqlens, tiles, scale, bound, T, NT,
     H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
     STAGES: tl.constexpr, VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The same for tiles marked steep. Scores: a tree of halves, each anchored where they meet, down to blocks about
+    """The scores of tiles marked steep: a tree of halves, each anchored where they meet, down to blocks about
     their centre, where alone an exponent may be positive and steps are cut at `bound`."""
     pid = tl.program_id(0)
     i_h, i_t = pid % H, pid // H
@@ -110,19 +110,12 @@ def steep_prepare_kernel(
     acc = empty(LEVELS + 1, BT)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         o_k = i_k * BK + tl.arange(0, BK)
-        m_k = (o_k < K)[None, :]
         p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
-        m = (o_t < length)[:, None] & m_k
+        m = (o_t < length)[:, None] & (o_k < K)[None, :]
         b_g = in_log2(tl.load(g + p, mask=m, other=0.0))
         b_q = tl.load(q + p, mask=m, other=0.0).to(tl.float32) * scale
         b_k = tl.load(k + p, mask=m, other=0.0).to(tl.float32)
         g_parts = parts(b_g, DTYPE)
-        b_p = tl.exp2(summed(take[0], g_parts))
-        b_s = tl.exp2(summed(take[1], g_parts))
-        p_r = tile * BT * K + o_i[:, None] * K + o_k[None, :]
-        tl.store(qg + p_r, (b_q * b_p).to(qg.dtype.element_ty), mask=m_k)
-        tl.store(kg + p_r, (b_k * b_s).to(kg.dtype.element_ty), mask=m_k)
-        tl.store(decay + tile * K + o_i[:, None] * 0 + o_k[None, :], b_p, mask=m_k & (o_i == BT - 1)[:, None])
         e, f = centred(take[3], b_g, bound, BLOCK // 2, DTYPE)
         b_e, b_f = (b_q * e).to(DTYPE), (b_k * f).to(DTYPE)
         one = (tl.dot(b_e, tl.trans(b_f), acc[0], input_precision=PRECISION),)
