@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gla_ablate.ops.kernels import driver
 from gla_ablate.ops.kernels.call import Call
 from gla_ablate.ops.kernels.common import CHANNEL
 
-Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -29,13 +30,11 @@ def forward_kernels(
     o, state, saved = driver.forward(q, k, v, g, initial_state, cu_seqlens, scale, chunk, keep_state, save)
     state = nothing(q) if state is None else state
     if not save:
-        return o, state, *(nothing(q) for _ in range(7))  # type: ignore[return-value]
-    assert saved.states is not None
-    if (
-        saved.decay is None or saved.halves is None or saved.steep is None
-    ):  # then read and write are q and k, which an operator mustn't return
-        return o, state, saved.scores, saved.states, *(nothing(q) for _ in range(5))  # type: ignore[return-value]
-    return o, state, saved.scores, saved.states, saved.read, saved.write, saved.decay, saved.halves, saved.steep
+        return o, state, *(nothing(q) for _ in range(8))  # type: ignore[return-value]
+    if saved.decay is not None:
+        return o, state, *saved  # type: ignore[return-value]
+    # read and write are q and k, which an operator mustn't return
+    return o, state, saved.scores, saved.states, *(nothing(q) for _ in range(6))  # type: ignore[return-value]
 
 
 def forward_shapes(
@@ -46,27 +45,28 @@ def forward_shapes(
     _, _, H, K, V = call.shape
     state = call.new(call.sequences, H, K, V, dtype=torch.float32) if keep_state else nothing(q)
     if not save:
-        return torch.empty_like(v), state, *(nothing(q) for _ in range(7))  # type: ignore[return-value]
+        return torch.empty_like(v), state, *(nothing(q) for _ in range(8))  # type: ignore[return-value]
     scores = call.new(call.tiles, H, call.bt, call.bt)
     states = call.new(call.count(call.chunk), H, V, K)
     if call.kind != CHANNEL:
-        return torch.empty_like(v), state, scores, states, *(nothing(q) for _ in range(5))  # type: ignore[return-value]
+        return torch.empty_like(v), state, scores, states, *(nothing(q) for _ in range(6))  # type: ignore[return-value]
     qg, kg = call.new(call.tiles, H, call.bt, K), call.new(call.tiles, H, call.bt, K)
     decay, halves = (call.new(call.tiles, H, *size, dtype=torch.float32) for size in ((K,), (2, K)))
     steep = call.new(call.tiles, H, dtype=torch.int32)
-    return torch.empty_like(v), state, scores, states, qg, kg, decay, halves, steep
+    sums = call.new(call.matrices, call.bt, call.bt)
+    return torch.empty_like(v), state, scores, states, qg, kg, decay, halves, steep, sums
 
 
 def backward_kernels(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     scores: Tensor, states: Tensor, read: Tensor, write: Tensor, decay: Tensor, halves: Tensor, steep: Tensor,
-    do: Tensor, d_state: Tensor | None, scale: float, chunk: int,
+    sums: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int,
 ) -> Given:  # fmt: skip
     saved = None
     if states.dim() == 4:
-        saved = driver.Saved(scores, states, read, write, decay, halves, steep)
+        saved = driver.Saved(scores, states, read, write, decay, halves, steep, sums)
         if decay.dim() == 1:
-            saved = driver.Saved(scores, states, q, k, None, None, None)
+            saved = driver.Saved(scores, states, q, k, None, None, None, None)
     dq, dk, dv, dg, d_start = driver.backward(q, k, v, g, initial_state, cu_seqlens, saved, do, d_state, scale, chunk)
     return dq, dk, dv, nothing(q) if dg is None else dg, nothing(q) if d_start is None else d_start
 
@@ -74,7 +74,7 @@ def backward_kernels(
 def backward_shapes(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     scores: Tensor, states: Tensor, read: Tensor, write: Tensor, decay: Tensor, halves: Tensor, steep: Tensor,
-    do: Tensor, d_state: Tensor | None, scale: float, chunk: int,
+    sums: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int,
 ) -> Given:  # fmt: skip
     dg = nothing(q) if g is None else torch.empty_like(g)
     d_start = nothing(q) if initial_state is None else torch.empty_like(initial_state)
@@ -88,7 +88,8 @@ def nothing(like: Tensor) -> Tensor:
 def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
     """o and the final state; takes what `gla_ablate::forward` takes."""
     tensors = [x for x in inputs if isinstance(x, Tensor)]
-    if torch.compiler.is_compiling() or any(type(x) not in (Tensor, Parameter) for x in tensors):
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
+    if traced or any(type(x) not in (Tensor, Parameter) for x in tensors):
         o, state, *_ = forward(*inputs)
         return o, state
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -108,8 +109,9 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
-        # with create_graph by way of the operator, which says that there is no second derivative
-        return gradients(ctx, *incoming, kernels=backward if torch.is_grad_enabled() else backward_kernels)
+        # traced, or with create_graph, by way of the operator, which says that there is no second derivative
+        traced = torch.compiler.is_compiling() or torch.is_grad_enabled()
+        return gradients(ctx, *incoming, kernels=backward if traced else backward_kernels)
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -126,9 +128,9 @@ def gradients(
         do = torch.zeros_like(v)
     if d_state is not None and d_state.numel() == 0:
         d_state = None
-    d_state = None if d_state is None else d_state.contiguous()
+    d_state = None if d_state is None else d_state.resolve_neg().contiguous()
     dq, dk, dv, dg, d_start = (kernels or backward)(
-        q, k, v, g, initial_state, cu_seqlens, *kept, do.contiguous(), d_state, ctx.scale, ctx.chunk
+        q, k, v, g, initial_state, cu_seqlens, *kept, do.resolve_neg().contiguous(), d_state, ctx.scale, ctx.chunk
     )
     dg, d_start = None if g is None else dg, None if initial_state is None else d_start
     return dq, dk, dv, dg, d_start, None, None, None, None, None

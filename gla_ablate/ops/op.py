@@ -105,9 +105,9 @@ def gated_linear_attention(
         return o.to(dtype), end if output_final_state else None
     from gla_ablate.ops import library  # Triton takes a while to import, and some machines have none
 
-    q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
-    g = None if g is None else g.contiguous()
-    start = None if start is None else start.contiguous()
+    q, k, v = (x.to(dtype).resolve_neg().contiguous() for x in (q, k, v))
+    g, start = (None if x is None else x.resolve_neg().contiguous() for x in (g, start))
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, g, start))
     save = learns and not recompute
     o, end = library.attend(q, k, v, g, start, cu_seqlens, scale, chunk, output_final_state, save)

@@ -135,6 +135,30 @@ def test_a_gate_of_nan_shows_in_the_output(kind: str, backend: str) -> None:
     assert o.isnan().any()
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_offsets_of_packed_sequences_may_be_strided(backend: str) -> None:
+    given = {name: x.float() for name, x in arguments().items()}
+    given = {name: x[:1] for name, x in given.items()}
+    ends = torch.tensor([[0, 5], [7, 5], [given["q"].shape[1], 5]], device=DEVICE)[:, 0]
+    assert not ends.is_contiguous()
+    o, _ = gated_linear_attention(**given, cu_seqlens=ends, backend=backend)
+    want, _ = gated_linear_attention(**given, cu_seqlens=ends.clone(), backend="torch")
+    torch.testing.assert_close(o, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_negated_view_is_read_as_what_it_is(backend: str) -> None:
+    given = {name: x.float() for name, x in arguments().items()}
+    v = torch._neg_view(given["v"]).requires_grad_()
+    o, _ = gated_linear_attention(**given | {"v": v}, backend=backend)
+    want, _ = gated_linear_attention(**given, backend="torch")
+    torch.testing.assert_close(o, -want, rtol=1e-4, atol=1e-5)
+    (dv,) = torch.autograd.grad(o, v, torch._neg_view(torch.ones_like(o)))
+    again, _ = gated_linear_attention(**given | {"v": v}, backend=backend)
+    (plain,) = torch.autograd.grad(again.sum(), v)
+    torch.testing.assert_close(dv, -plain)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_nan_stays_in_its_sequence(kind: str) -> None:
     """Tiles end inside a tile of memory, and what the copy engine brings in holds the next sequence's first rows."""

@@ -4,10 +4,12 @@ Without a GPU the kernels run in the interpreter: small, and in fp32, since its 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from gla_ablate.ops.kernels import call, tuning
 from tests.ops.cases import GPU, KINDS, STRENGTHS, Case, check, computed
 
 pytestmark = [
@@ -127,3 +129,43 @@ def test_every_tuned_width_is_right(case: Case) -> None:
 def test_what_the_forward_pass_did_not_keep_is_formed_anew(case: Case, dtype: torch.dtype) -> None:
     kept, formed = (computed(c, "triton", dtype) for c in (replace(case, recompute=False), case))
     assert all(torch.equal(kept[name], formed[name]) for name in kept)
+
+
+SMALL = [
+    replace(Case(kind=kind, strength=strength), T=150, K=40, V=24, chunk=chunk, lengths=lengths)
+    for kind in KINDS
+    for strength, chunk, lengths in (("turning", 256, ()), ("usual", 128, (70, 0, 80)))
+]
+
+
+@pytest.mark.skipif(GPU, reason="bf16 runs so on a GPU, where fp32 would not fit")
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+def test_chunks_of_several_large_tiles_are_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bf16 has them on a GPU, in the interpreter's fp32: 64 rows a tile, up to 4 tiles between two states."""
+    wide = call.NUMERICS[torch.float32]
+    monkeypatch.setitem(call.NUMERICS, torch.float32, replace(wide, tile=64, keep=256))
+    check(case, "triton", torch.float32)
+
+
+@pytest.mark.skipif(GPU, reason="there K > 128 runs so")
+@pytest.mark.parametrize("case", [replace(case, T=96, lengths=()) for case in SMALL] + SMALL, ids=lambda case: case.id)
+def test_the_copy_engine_brings_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operands through tensor descriptors, in several slices of K."""
+    shipped = tuning.largest
+    monkeypatch.setattr(
+        tuning, "largest", lambda name, *rest: tuning.Tuning(16, 8, 4, 1) if "scan" in name else shipped(name, *rest)
+    )
+    tuning.tuning.cache_clear()
+    described, real = set(), call.launch
+
+    def look_on(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
+        if "DESC" in arguments:
+            described.add((arguments["DESC"], arguments["DESC_X"]))
+        real(kernel, grid, key, **arguments)
+
+    monkeypatch.setattr(call, "launch", look_on)
+    try:
+        check(replace(case, K=48, V=32, chunk=32), "triton", torch.float32)
+    finally:
+        tuning.tuning.cache_clear()
+    assert described == {(True, case.T % 32 == 0)}

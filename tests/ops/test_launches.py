@@ -14,7 +14,7 @@ from tests.ops.cases import DEVICE, GPU, KINDS, Case, leaves
 CASE = Case(B=1, T=40, H=2, K=24, V=48, chunk=16)
 KERNELS = {
     "channel": {
-        *("prepare_kernel", "steep_prepare_kernel", "scan_kernel", "products_kernel"),
+        *("sums_kernel", "prepare_kernel", "steep_prepare_kernel", "scan_kernel", "products_kernel"),
         *("channel_gradient_kernel", "steep_gradient_kernel"),
     },
     "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},
@@ -148,10 +148,15 @@ def test_a_key_names_one_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not {key: names for key, names in apart.items() if names}
 
 
-def test_a_tensor_that_starts_between_16_bytes_has_no_key(launches: list[tuple[str, dict[str, Any]]]) -> None:
-    given = leaves(CASE, torch.float32)
-    q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
-    shifted = torch.cat((q.detach().flatten()[:1], q.detach().flatten()))[1:].view_as(q)
+@pytest.mark.parametrize("name", ["q", "k", "v", "g", "initial_state"])
+def test_a_tensor_that_starts_between_16_bytes_has_no_key(name: str) -> None:
+    given = {n: x.detach() for n, x in leaves(CASE, torch.float32).items()}
+
+    def key(q: Tensor, k: Tensor, v: Tensor, g: Tensor, initial_state: Tensor) -> Any:
+        return calls.Call(q, k, v, g, None, 1.0, CASE.chunk, (initial_state,)).key
+
+    assert key(**given) is not None
+    x = given[name]
+    shifted = torch.cat((x.flatten()[:1], x.flatten()))[1:].view_as(x)
     assert shifted.data_ptr() % 16
-    call = calls.Call(shifted, k, v, g, None, 1.0, CASE.chunk)
-    assert call.key is None and calls.Call(q, k, v, g, None, 1.0, CASE.chunk).key is not None
+    assert key(**given | {name: shifted}) is None

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.compiled_autograd
 import torch._dynamo.testing
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gla_ablate.ops import gated_linear_attention
 from tests.ops.cases import DEVICE, GPU, KINDS, Case, leaves
@@ -70,6 +72,40 @@ def test_a_new_length_recompiles_at_most_once() -> None:
         q, k, v, g, _ = arguments("channel", torch.float32, T)
         compiled(q, k, v, g).sum().backward()
     assert counter.frame_count <= 2
+
+
+def test_modes_that_look_on_see_the_operator() -> None:
+    class LookOn(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    q, k, v, g, _ = arguments("channel", torch.float32)
+    with LookOn():
+        gated_linear_attention(q, k, v, g, backend="triton")
+    assert "gla_ablate.forward.default" in seen
+
+
+def test_a_batch_of_calls_goes_through_vmap() -> None:
+    q, k, v, g, _ = (None if x is None else x.detach() for x in arguments("token", torch.float32))
+
+    def op(*given: Tensor) -> Tensor:
+        return gated_linear_attention(*given, backend="triton")[0]
+
+    got = torch.vmap(op)(*(torch.stack((x, x * 0.5)) for x in (q, k, v, g)))
+    torch.testing.assert_close(got[1], op(*(x * 0.5 for x in (q, k, v, g))))
+
+
+def test_compiled_autograd_takes_the_backward() -> None:
+    q, k, v, g, _ = arguments("channel", torch.float32)
+    wanted = (q, k, v, g)
+    want = torch.autograd.grad(gated_linear_attention(*wanted, backend="triton")[0].sum(), wanted)
+    loss = gated_linear_attention(*wanted, backend="triton")[0].sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        loss.backward()
+    for x, y in zip(wanted, want, strict=True):
+        torch.testing.assert_close(x.grad, y)
 
 
 def test_a_second_derivative_raises_clearly() -> None:

@@ -1,1 +1,1 @@
-"""The Triton kernels. One file a kernel; `driver` allocates, launches and says with what parameters."""
+"""The Triton kernels. `driver` says what runs when, `call` how it is launched, `tuning` with what parameters."""

@@ -13,7 +13,6 @@ from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, NONE, TOKEN
-from gla_ablate.ops.kernels.decay import sum_matrices
 from gla_ablate.ops.kernels.tuning import Tuning, pieces, tuning
 
 _compiled: dict[tuple[Any, ...], Any] = {}
@@ -78,20 +77,6 @@ TL_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 def gate_kind(g: Tensor | None) -> int:
     return NONE if g is None else {1: HEAD, 3: TOKEN, 4: CHANNEL}[g.dim()]
-
-
-_sums: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
-
-
-def sums(bt: int, block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`sum_matrices`, formed once; a CUDA graph that is being captured gets its own, which no other call may read."""
-    key = (bt, block, device, dtype)
-    if key in _sums:
-        return _sums[key]
-    found = sum_matrices(*key)
-    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
-        _sums[key] = found
-    return found
 
 
 def describe(x: Tensor, width: int, rows: int, columns: int) -> TensorDescriptor | None:
@@ -162,9 +147,10 @@ class Call:
         B, T = self.q.shape[:2]
         return B * pieces(T, size) if self.cu_seqlens is None else T // size + self.sequences
 
-    @cached_property
-    def sums(self) -> Tensor:
-        return sums(self.bt, self.numerics.block, self.q.device, self.numerics.store)
+    @property
+    def matrices(self) -> int:
+        """How many `sums_kernel` forms: three for any tile, one a level for steep ones."""
+        return 3 + (2 * self.bt // self.numerics.block).bit_length() - 1
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, device=self.q.device, dtype=dtype or self.numerics.store)
@@ -209,8 +195,11 @@ class Call:
 
     def run(self, kernel: Any, grid: int, **own: Any) -> None:
         """Launches `grid` programs a head with its `own` arguments and, for names it leaves out, those of the call."""
+        self.launch(kernel, grid * self.q.shape[2], **own)
+
+    def launch(self, kernel: Any, grid: int, **own: Any) -> None:
         most = self.tuning(kernel)
         known = {**self.arguments, "BK": most.bk, "BV": most.bv, "STAGES": most.num_stages, **own}
         given = {name: known[name] for name in kernel.arg_names}
         key = self.key and (self.key, *(x for x in own.values() if isinstance(x, bool)))
-        launch(kernel, grid * self.q.shape[2], key, **given, num_warps=most.num_warps, num_stages=most.num_stages)
+        launch(kernel, grid, key, **given, num_warps=most.num_warps, num_stages=most.num_stages)

@@ -1,7 +1,7 @@
 r"""What the kernels share: the kinds of gate, where a tile lies, and the decay over rows and tiles.
 
 Vocabulary. A *chunk* is the user's `chunk_size` C of tokens, at whose borders states are kept. A *tile* is what a
-program works on: BT = min(C, 64) rows of a sequence (32 where operands are fp32); a chunk has TPC = C / BT of them;
+program works on: BT = min(C, 64) rows of a sequence; a chunk has TPC = C / BT of them (fp32 operands: C and BT ≤ 32);
 `i_t` counts tiles over all sequences, `i_s` inside one. Decays are log2 sums in fp32, each outward from its anchor
 (see `gla_ablate.ops.chunkwise`), so exp2 never sees a difference of running sums. `prefix` of row i: g over the tile's
 rows up to and with i; `suffix`: over those after i.
@@ -68,13 +68,9 @@ def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GAT
 
 
 @triton.jit
-def tile_decay(
-    g, decay, first, i_t, i_s, length, i_h, o_k, H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr
-):
-    """What a whole tile lets through: `[BK]` for gates on channels, else one number."""
-    if GATE == _CHANNEL:
-        d = tl.load(decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=o_k < K, other=0.0)
-    elif GATE == _TOKEN:
+def tile_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
+    """What a whole tile lets through, for gates without channels."""
+    if GATE == _TOKEN:
         o_t = i_s * BT + tl.arange(0, BT)
         d = tl.exp2(tl.sum(tl.load(g + (first + o_t) * H + i_h, mask=o_t < length, other=0.0) * LOG2E))
     elif GATE == _HEAD:
@@ -107,7 +103,7 @@ def block(p, row, col, width, m_r, m_c, DESC: tl.constexpr):
     """The tile at (row, col) of a matrix with `width` columns; `DESC`: p is a tensor descriptor, which knows its tile
     and lets rows in that the masks would not."""
     if DESC:
-        b = p.load([row, col])
+        b = p.load([row.to(tl.int32), col])
     else:
         o_r, o_c = tl.arange(0, m_r.shape[0]), tl.arange(0, m_c.shape[0])
         p_b = p + (row.to(tl.int64) * width + col) + (o_r[:, None] * width + o_c[None, :])

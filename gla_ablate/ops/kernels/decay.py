@@ -8,7 +8,6 @@ floored where exp2 gives 0 in any case: −inf would be NaN wherever it meets a 
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
@@ -17,19 +16,30 @@ from gla_ablate.ops.kernels.common import LOG2E, cut
 FLOOR = tl.constexpr(-160.0)
 
 
-def sum_matrices(BT: int, block: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+@triton.jit
+def sums_kernel(sums, BT: tl.constexpr, BLOCK: tl.constexpr):
     """`[3 + levels + 1, BT, BT]`: which rows count for each row. First those up to it, for the decay from the tile's
-    start; then those after it, for the decay to the tile's end; then, for halves of w = BT / 2 and of w = block / 2,
-    block, 2 · block, … rows, those between it and the middle of its 2w rows: in the later half up to it, in the earlier
-    after it, and there with −1 in the first of these, which sums outward from the middle."""
-    i = torch.arange(BT, device=device)
-    earlier = i[None, :] <= i[:, None]
-    halves = [BT // 2] + [block // 2 << level for level in range((2 * BT // block).bit_length() - 1)]
-    found = [earlier, ~earlier]
-    found += [(i[:, None] // w == i[None, :] // w) & (earlier == (i // w % 2 == 1)[:, None]) for w in halves]
-    sums = torch.stack(found).to(dtype)
-    sums[2, : BT // 2] *= -1
-    return sums
+    start; then those after it, for the decay to the tile's end; then, for halves of w = BT / 2 and of w = BLOCK / 2,
+    BLOCK, 2 · BLOCK, … rows, those between it and the middle of its 2w rows: in the later half up to it, in the earlier
+    after it, and there with −1 in the first of these, which sums outward from the middle. Grid: the matrices.
+    """
+    i = tl.program_id(0)
+    o_i = tl.arange(0, BT)
+    earlier = o_i[None, :] <= o_i[:, None]
+    if i == 0:
+        b = earlier.to(tl.float32)
+    elif i == 1:
+        b = 1.0 - earlier.to(tl.float32)
+    else:
+        w = BT // 2
+        if i > 2:
+            w = (BLOCK // 2) << (i - 3)
+        later = (o_i // w % 2 == 1)[:, None]
+        near = o_i[:, None] // w == o_i[None, :] // w
+        b = (near & (earlier == later)).to(tl.float32)
+        if i == 2:
+            b = tl.where(later, b, -b)
+    tl.store(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :], b.to(sums.dtype.element_ty))
 
 
 @triton.jit
@@ -81,7 +91,7 @@ def between(w: tl.constexpr, BT: tl.constexpr):
 
 @triton.jit
 def matrices(take, i: tl.constexpr, n: tl.constexpr, BT: tl.constexpr):
-    """Matrices i … n − 1 of `sum_matrices`. From memory, where the units that multiply find them without a register."""
+    """Matrices i … n − 1 of `sums_kernel`. From memory, where the units that multiply find them without a register."""
     o_i = tl.arange(0, BT)
     one = (tl.load(take + i * BT * BT + o_i[:, None] * BT + o_i[None, :]),)
     if i == n - 1:

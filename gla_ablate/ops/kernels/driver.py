@@ -1,6 +1,7 @@
 """Runs the kernels: `forward` and `backward` on contiguous tensors that `gla_ablate.ops.op` has checked.
 
-Forward:  prepare (gates on channels) or scores → scan.   Backward: scan reversed → products → gradient.
+Forward:  prepare (gates on channels) or scores → scan.   Backward: scan reversed → products → gradient. Where a scan
+would leave most of the chip idle: scan of segments from zero → segments → scan of segments.
 No buffer has K channels of decay for a gate without. What `forward` kept, `backward` takes; what it didn't, it forms
 anew.
 """
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gla_ablate.ops.kernels.call import Call, describe
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, NONE, TOKEN
+from gla_ablate.ops.kernels.decay import sums_kernel
 from gla_ablate.ops.kernels.gradient import gradient_kernel
 from gla_ablate.ops.kernels.gradient_channel import channel_gradient_kernel, steep_gradient_kernel
 from gla_ablate.ops.kernels.prepare import prepare_kernel, steep_prepare_kernel
@@ -30,7 +32,8 @@ SHORTEST = 8  # tiles in a segment
 class Saved(NamedTuple):
     """What a forward pass knows and the backward pass needs: the scores `[tiles, H, BT, BT]`, the states
     `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's borders, `[tiles, H, BT, K]`,
-    what whole tiles and their halves let through, `[tiles, H, K]` and `[tiles, H, 2, K]`, and which tiles are steep."""
+    what whole tiles and their halves let through, `[tiles, H, K]` and `[tiles, H, 2, K]`, which tiles are steep, and
+    the matrices of `sums_kernel`."""
 
     scores: Tensor
     states: Tensor | None
@@ -39,6 +42,7 @@ class Saved(NamedTuple):
     decay: Tensor | None
     halves: Tensor | None
     steep: Tensor | None
+    sums: Tensor | None
 
 
 def prepare(call: Call) -> Saved:
@@ -47,16 +51,16 @@ def prepare(call: Call) -> Saved:
     scores = call.new(call.tiles, H, call.bt, call.bt)
     if call.kind != CHANNEL:
         call.run(scores_kernel, call.tiles, scores=scores)
-        return Saved(scores, None, call.q, call.k, None, None, None)
+        return Saved(scores, None, call.q, call.k, None, None, None, None)
     qg, kg = call.new(call.tiles, H, call.bt, K), call.new(call.tiles, H, call.bt, K)
     decay = call.new(call.tiles, H, K, dtype=torch.float32)
     halves = call.new(call.tiles, H, 2, K, dtype=torch.float32)
     steep = call.new(call.tiles, H, dtype=torch.int32)
+    sums = call.new(call.matrices, call.bt, call.bt)
+    call.launch(sums_kernel, call.matrices, sums=sums)
     for kernel in (prepare_kernel, steep_prepare_kernel):
-        call.run(
-            kernel, call.tiles, qg=qg, kg=kg, decay=decay, halves=halves, scores=scores, steep=steep, sums=call.sums
-        )
-    return Saved(scores, None, qg, kg, decay, halves, steep)
+        call.run(kernel, call.tiles, qg=qg, kg=kg, decay=decay, halves=halves, scores=scores, steep=steep, sums=sums)
+    return Saved(scores, None, qg, kg, decay, halves, steep, sums)
 
 
 def scan(
@@ -144,7 +148,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """dq, dk, dv in their inputs' dtypes; dg in the gate's shape, fp32; the initial state's if there is one."""
     with torch.cuda.device_of(q):
-        call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start, do, d_end))
+        call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start, do, d_end, *(saved or ())))
         B, T, H, K, _ = call.shape
         if saved is None:
             saved = prepare(call)
@@ -167,13 +171,9 @@ def backward(
         given = {"x": x, "y": y, "da": da, "flow": flow, "dq": dq, "dk": dk}
         if call.kind == CHANNEL:
             d_gate = call.new(B, T, H, K, dtype=torch.float32)
-            kept = {"decay": saved.decay, "halves": saved.halves, "steep": saved.steep, "sums": call.sums}
+            kept = {"decay": saved.decay, "halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
             for kernel in (channel_gradient_kernel, steep_gradient_kernel):
-                most = call.tuning(kernel)
-                call.run(
-                    kernel, call.tiles * most.parts, **given, **kept, dg=d_gate, PARTS=most.parts,
-                    EXACT=q.dtype == torch.float32,
-                )  # fmt: skip
+                call.run(kernel, call.tiles, **given, **kept, dg=d_gate, EXACT=q.dtype == torch.float32)
             return dq, dk, dv, d_gate, d_start
         n_k = pieces(K, call.tuning(gradient_kernel).bk)
         dg = None if call.kind == NONE else call.new(n_k, B, T, H, dtype=torch.float32)

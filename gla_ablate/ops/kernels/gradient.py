@@ -68,7 +68,7 @@ def gradient_kernel(
         ended = tl.sum(tl.where(eye, ended[:, None], 0.0), axis=0)  # a vector over rows turned into one over columns
         begun = tl.sum(tl.where(eye, begun[:, None], 0.0), axis=0)
         b_f = tl.sum(tl.load(flow + tile * K + o_k, mask=m_k, other=0.0))
-        b_f *= tile_decay(g, None, first, i_t, i_s, length, i_h, o_k, H, K, BT, GATE)
+        b_f *= tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
         later = o_i[None, :] >= o_i[:, None]
         b_dg = tl.sum(tl.where(later, ended[None, :], begun[None, :]), axis=1) + b_f
         tl.store(dg + i_k.to(tl.int64) * n_rows * H + (first + o_t) * H + i_h, b_dg, mask=m_t)

@@ -7,8 +7,8 @@ does, because both sides are formed, pair group by pair group, from the same rou
 enter as what they are, so that no sum outgrows what crosses the tile's own steps. The pair (i, i) crosses nothing: it
 stays out of every product and is added to dq and dk elementwise.
 
-That leaves an fp32 rounding of what cancels, far below the rounding of 16-bit factors. For fp32 factors (EXACT) the sum
-is taken outward from each anchor instead, which holds crossing pairs alone.
+That leaves a rounding of what cancels, fp32's for bf16 inputs, of tf32's size for fp16, below that of the factors. For
+fp32 inputs (EXACT) steep tiles take the sum outward from each anchor instead, which holds crossing pairs alone.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def both_ways(da, tile, BT: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "NT"])
 def channel_gradient_kernel(
     q, k, g, halves, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, scale, T, NT,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dg `[B, T, H, K]` of tiles not marked steep, with the anchor of `prepare_kernel`, from x, y, flow and da
-    of `products_kernel`. Grid: tiles · H · PARTS; each part takes the slices of K that are PARTS apart.
+    of `products_kernel`. Grid: tiles · H.
     """
     pid = tl.program_id(0)
-    part, i_h, i_t = pid % PARTS, (pid // PARTS) % H, pid // (PARTS * H)
+    i_h, i_t = pid % H, pid // H
     _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
@@ -65,7 +65,7 @@ def channel_gradient_kernel(
     b_lower = tl.where(o_i[:, None] > o_i[None, :], b_a, 0.0).to(DTYPE)
     b_upper = tl.where(o_i[:, None] < o_i[None, :], b_a, 0.0).to(DTYPE)
     take = matrices(sums, 0, 3, BT)
-    for i_k in tl.range(part, tl.cdiv(K, BK), PARTS, num_stages=STAGES):
+    for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         o_k = i_k * BK + tl.arange(0, BK)
         m_k = o_k < K
         p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
@@ -106,13 +106,13 @@ def meetings(b_a, level: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr
 @triton.jit(do_not_specialize=["T", "NT"])
 def steep_gradient_kernel(
     q, k, g, decay, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, scale, bound, T, NT,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
     LEVELS: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, EXACT: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The same for tiles marked steep, with the anchors of `steep_prepare_kernel`."""
     pid = tl.program_id(0)
-    part, i_h, i_t = pid % PARTS, (pid // PARTS) % H, pid // (PARTS * H)
+    i_h, i_t = pid % H, pid // H
     _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
@@ -129,7 +129,7 @@ def steep_gradient_kernel(
     pairs = meetings(b_a, 0, LEVELS, BLOCK)
     take = matrices(sums, 0, LEVELS + 4, BT)
 
-    for i_k in tl.range(part, tl.cdiv(K, BK), PARTS, num_stages=STAGES):
+    for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         o_k = i_k * BK + tl.arange(0, BK)
         p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
         m = (o_t < length)[:, None] & (o_k < K)[None, :]

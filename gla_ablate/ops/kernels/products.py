@@ -43,8 +43,8 @@ def factors(
         o_t = i_s * BT + o_i
         p = ((first + o_t[None, :]) * H + i_h) * K + o_k[:, None]
         m = m_k & (o_t < length)[None, :]
-        b_q = tl.load(read + p, mask=m, other=0.0) * scale
-        b_k = tl.load(write + p, mask=m, other=0.0)
+        b_q = tl.load(read + p, mask=m, other=0.0).to(tl.float32) * scale
+        b_k = tl.load(write + p, mask=m, other=0.0).to(tl.float32)
         if GATE != _NONE:
             prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
             b_q *= tl.exp2(prefix)[None, :]
@@ -54,7 +54,7 @@ def factors(
             decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=(o_k < K) & (o_k * 0 + i_s * BT < length), other=1.0
         )
     else:
-        d = tile_decay(g, decay, first, i_t, i_s, length, i_h, o_k, H, K, BT, GATE)
+        d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
     one = ((b_q.to(DTYPE), b_k.to(DTYPE), d),)
     if n == 1:
         return one

@@ -80,13 +80,13 @@ def scan_kernel(
     i_v, i_h, i_g = pid % NV, (pid // NV) % H, pid // (NV * H)
     i_n, segment = i_g // NSEG, i_g % NSEG
     if VARLEN:
-        first = tl.load(cu_seqlens + i_n).to(tl.int32)
-        length = tl.load(cu_seqlens + i_n + 1).to(tl.int32) - first
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = (tl.load(cu_seqlens + i_n + 1) - first).to(tl.int32)
         n_tiles = tl.cdiv(length, BT)
         t_base = tl.load(tile_base + i_n)
         c_base = tl.load(chunk_base + i_n)
     else:
-        first = i_n * T
+        first = i_n.to(tl.int64) * T
         length = T
         n_tiles = NT
         t_base = i_n * NT
@@ -107,13 +107,13 @@ def scan_kernel(
         row_x = first + i_s * BT
         b_x = block(x, row_x, i_h * V + i_v * BV, H * V, m_t, m_v, DESC_X)
         if TILED:
-            row, col, width = (i_t * H + i_h) * BT, 0, K
+            row, col, width = row_d * BT, 0, K
             m_r = m_i
         else:
             row, col, width = row_x, i_h * K, H * K
             m_r = m_t
         if GATE != _NONE and GATE != _CHANNEL:
-            prefix, suffix = row_decay(g, first.to(tl.int64), i_s, length, i_h, H, BT, GATE)
+            prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
         meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
         if STORE_STATES:  # noqa: SIM102 (known when compiled, which the next isn't)
             if meets:
@@ -135,25 +135,25 @@ def scan_kernel(
                     acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
                 if not REVERSE:
                     acc *= scale
-            b_w = block(scores, (i_t * H + i_h) * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
+            b_w = block(scores, row_d * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
             if not REVERSE:
                 b_w = tl.trans(b_w)
             acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
             b_o = tl.trans(acc.to(DTYPE))
             if DESC_X:
-                o.store([row_x, i_h * V + i_v * BV], b_o)
+                o.store([row_x.to(tl.int32), i_h * V + i_v * BV], b_o)
             else:
-                p_o = o + (row_x.to(tl.int64) * H + i_h) * V + i_v * BV
+                p_o = o + (row_x * H + i_h) * V + i_v * BV
                 p_o += o_i[:, None] * (H * V) + tl.arange(0, BV)[None, :]
                 tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
         if GATE == _CHANNEL:
             b_z = b_x.to(DTYPE)
         elif GATE == _NONE:
-            b_z = (b_x * scale).to(DTYPE) if REVERSE else b_x.to(DTYPE)
+            b_z = (b_x.to(tl.float32) * scale).to(DTYPE) if REVERSE else b_x.to(DTYPE)
         else:
             b_z = tl.exp2(prefix) * scale if REVERSE else tl.exp2(suffix)
-            b_z = (b_x * b_z[:, None]).to(DTYPE)
-        d = tile_decay(g, decay, first.to(tl.int64), i_t, i_s, length, i_h, o_v, H, K, BT, GATE) if not TILED else 1.0
+            b_z = (b_x.to(tl.float32) * b_z[:, None]).to(DTYPE)
+        d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE) if not TILED else 1.0
         s = step(s, b_z, b, row, col, width, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, DTYPE, PRECISION)
     if STORE_END:
         for j in tl.static_range(NS):

@@ -13,13 +13,12 @@ import torch
 
 
 class Tuning(NamedTuple):
-    """The largest tiles of K and V, warps, stages of pipelined loops, programs that share a tile's slices of K."""
+    """The largest tiles of K and V, warps, stages of pipelined loops."""
 
     bk: int = 64
     bv: int = 64
     num_warps: int = 4
     num_stages: int = 2
-    parts: int = 1
 
 
 def tile(size: int, most: int) -> int:
@@ -41,8 +40,7 @@ def tuning(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: in
         # at one slice of 32 channels or fewer the matrix units of whole warp groups give wrong results with Triton 3.6
         # (gradients of q, at 16 channels states), or fault; those of single warps, which 2 warps leave, are right
         most = most._replace(num_warps=4 if kernel == "products_kernel" else 2, num_stages=1)
-    bk = tile(K, most.bk)
-    return most._replace(bk=bk, bv=tile(V, most.bv), parts=min(most.parts, pieces(K, bk)))
+    return most._replace(bk=tile(K, most.bk), bv=tile(V, most.bv))
 
 
 def largest(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: int) -> Tuning:
