@@ -63,7 +63,7 @@ def run(lengths: list[int], record: dict[str, Any], out: Path | None, deadline: 
             if not row["note"]:
                 try:
                     fill(row, form, given, want)
-                except Exception as error:
+                except Exception as error:  # of any kind: it is the row's result, and the rest goes on
                     row["note"] = f"failed: {reason(error)}"
                 good = good and not row["note"]
             if row["note"]:

@@ -108,7 +108,7 @@ def run(steps: list[Step], strength: str, ceilings: floors.Ceilings, record: dic
                 posed = (None, None)  # frees the last inputs before the next are drawn
                 posed = ((shape, kind), measure.pose(shape, kind, strength, device))
             measure.fill(row, op, posed[1])
-        except Exception as error:
+        except Exception as error:  # of any kind, a rival's or ours: it is the row's result, and the rest goes on
             row.note = f"failed: {rivals.reason(error)}"
         compare(row, fla, ceilings)
         good = good and not (name == rivals.OURS and row.note)

@@ -31,7 +31,7 @@ def load(name: str, kind: str) -> Op:
     if name in SOFTMAX:
         return softmax(SOFTMAX[name])
     if torch.cuda.is_available():
-        import gla_ablate.ops.library  # noqa: F401
+        import gla_ablate.ops.library  # noqa: F401 (for the time that it takes)
     return ours
 
 

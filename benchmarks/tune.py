@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import measure
 import rivals
 import table
-from shapes import KINDS, SHAPES, Shape
+from shapes import KINDS, SHAPES, STRENGTHS, Shape
 
 Launch = tuple[Any, int, dict[str, Any]]
 COLUMNS = ("shape", "gate", "kernel", "BK", "BV", "warps", "stages", "µs", "largest error", "")
@@ -57,18 +57,16 @@ def candidates(kernel: str) -> list[Any]:
 @contextmanager
 def tuned(kernel: str, choice: Any) -> Iterator[None]:
     """The op with one kernel's parameters changed, for every shape."""
-    from gla_ablate.ops.kernels import call, tuning
+    from gla_ablate.ops.kernels import tuning
 
     shipped = tuning.largest
     tuning.largest = lambda name, *rest: choice if name == kernel else shipped(name, *rest)
     tuning.tuning.cache_clear()
-    call._compiled.clear()  # whose keys don't hold launch parameters: those follow from the rest of a key
     try:
         yield
     finally:
         tuning.largest = shipped
         tuning.tuning.cache_clear()
-        call._compiled.clear()
 
 
 @contextmanager
@@ -111,7 +109,7 @@ def assess(kernel: str, choice: Any, problem: measure.Problem) -> dict[str, Any]
                 return {**row, "note": "not the same bits"}
             own = [launch for launch in seen if launch[0].fn.__name__ == kernel]
             row["us"] = 1e3 * sum(measure.median_ms(lambda launch=launch: relaunch(*launch)) for launch in own)
-    except Exception as error:
+    except Exception as error:  # a candidate may fail to compile or to launch in any way: the next one goes on
         row["note"] = f"failed: {rivals.reason(error)}"
     return row
 
@@ -159,9 +157,7 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of gate")
     parser.add_argument("--kernels", nargs="+", metavar="KERNEL", help="only these")
-    parser.add_argument(
-        "--strength", choices=("usual", "strong"), default="usual", help="strong: what steep tiles cost"
-    )
+    parser.add_argument("--strength", choices=STRENGTHS, default="usual", help="strong: what steep tiles cost")
     parser.add_argument("--jobs", type=int, default=0, help="processes that compile beforehand")
     parser.add_argument("--out", type=Path, metavar="JSON", help="where the rows go")
     parser.add_argument("--share", help=argparse.SUPPRESS)

@@ -25,6 +25,35 @@ def check_tensor(name: str, x: object, q: Tensor) -> None:
         raise ValueError(f"{name}: got a tensor on {x.device}, takes one on q's device, {q.device}")
 
 
+def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, takes: str) -> None:
+    """That q, k, v have the dimensions that `takes` spells out, and go together, and g with them."""
+    dimensions = takes.count(",") + 1
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, x, q)
+        if x.dim() != dimensions:
+            raise ValueError(f"{name}: got shape {shape(x)}, takes {takes}")
+    if k.shape != q.shape:
+        raise ValueError(f"k: got shape {shape(k)}, takes that of q, {shape(q)}")
+    if v.shape[:-1] != q.shape[:-1]:
+        rows = ", ".join(map(str, q.shape[:-1]))
+        raise ValueError(f"v: got shape {shape(v)}, takes [{rows}, V] to go with q {shape(q)}")
+    for name, x in (("q", q), ("v", v)):
+        if not 1 <= x.shape[-1] <= MAX_HEAD_DIM:
+            raise ValueError(f"{name}: got {x.shape[-1]} channels a head, takes 1 to {MAX_HEAD_DIM}")
+    if g is not None:
+        check_tensor("g", g, q)
+        kinds = ((q.shape[-2],), tuple(q.shape[:-1]), tuple(q.shape))
+        if tuple(g.shape) not in kinds:
+            takes = ", ".join(str(list(kind)) for kind in kinds)
+            raise ValueError(f"g: got shape {shape(g)}, takes one of {takes} (or None) to go with q {shape(q)}")
+
+
+def promoted(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
+    if q.dtype == k.dtype == v.dtype:
+        return q.dtype
+    return torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+
+
 def check_arguments(
     q: Tensor,
     k: Tensor,
@@ -35,25 +64,9 @@ def check_arguments(
     chunk_size: int | str,
 ) -> None:
     """Shapes, dtypes, devices and the chunk size; reads no value of a tensor. Raises `ValueError`."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check_tensor(name, x, q)
-        if x.dim() != 4:
-            raise ValueError(f"{name}: got shape {shape(x)}, takes four dimensions [B, T, H, channels]")
-    B, T, H, K = q.shape
+    check_operands(q, k, v, g, "four dimensions [B, T, H, channels]")
+    B, _, H, K = q.shape
     V = v.shape[-1]
-    if k.shape != q.shape:
-        raise ValueError(f"k: got shape {shape(k)}, takes that of q, {shape(q)}")
-    if v.shape[:3] != q.shape[:3]:
-        raise ValueError(f"v: got shape {shape(v)}, takes [{B}, {T}, {H}, V] to go with q {shape(q)}")
-    for name, size in (("q", K), ("v", V)):
-        if not 1 <= size <= MAX_HEAD_DIM:
-            raise ValueError(f"{name}: got {size} channels a head, takes 1 to {MAX_HEAD_DIM}")
-    if g is not None:
-        check_tensor("g", g, q)
-        kinds = ((H,), (B, T, H), (B, T, H, K))
-        if tuple(g.shape) not in kinds:
-            takes = ", ".join(str(list(kind)) for kind in kinds)
-            raise ValueError(f"g: got shape {shape(g)}, takes one of {takes} (or None) to go with q {shape(q)}")
     sequences = B
     if cu_seqlens is not None:
         sequences = check_cu_seqlens(cu_seqlens, q)

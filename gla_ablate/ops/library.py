@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gla_ablate.ops.kernels import driver
 from gla_ablate.ops.kernels.call import Call
-from gla_ablate.ops.kernels.common import CHANNEL
 
 Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -28,13 +27,7 @@ def forward_kernels(
     scale: float, chunk: int, keep_state: bool, save: bool,
 ) -> Kept:  # fmt: skip
     o, state, saved = driver.forward(q, k, v, g, initial_state, cu_seqlens, scale, chunk, keep_state, save)
-    state = nothing(q) if state is None else state
-    if not save:
-        return o, state, *(nothing(q) for _ in range(8))  # type: ignore[return-value]
-    if saved.decay is not None:
-        return o, state, *saved  # type: ignore[return-value]
-    # read and write are q and k, which an operator mustn't return
-    return o, state, saved.scores, saved.states, *(nothing(q) for _ in range(6))  # type: ignore[return-value]
+    return outputs(q, o, state, saved if save else None)
 
 
 def forward_shapes(
@@ -42,19 +35,16 @@ def forward_shapes(
     scale: float, chunk: int, keep_state: bool, save: bool,
 ) -> Kept:  # fmt: skip
     call = Call(q, k, v, g, cu_seqlens, scale, chunk)
-    _, _, H, K, V = call.shape
-    state = call.new(call.sequences, H, K, V, dtype=torch.float32) if keep_state else nothing(q)
-    if not save:
-        return torch.empty_like(v), state, *(nothing(q) for _ in range(8))  # type: ignore[return-value]
-    scores = call.new(call.tiles, H, call.bt, call.bt)
-    states = call.new(call.count(call.chunk), H, V, K)
-    if call.kind != CHANNEL:
-        return torch.empty_like(v), state, scores, states, *(nothing(q) for _ in range(6))  # type: ignore[return-value]
-    qg, kg = call.new(call.tiles, H, call.bt, K), call.new(call.tiles, H, call.bt, K)
-    decay, halves = (call.new(call.tiles, H, *size, dtype=torch.float32) for size in ((K,), (2, K)))
-    steep = call.new(call.tiles, H, dtype=torch.int32)
-    sums = call.new(call.matrices, call.bt, call.bt)
-    return torch.empty_like(v), state, scores, states, qg, kg, decay, halves, steep, sums
+    saved = driver.room(call)._replace(states=call.new_states()) if save else None
+    return outputs(q, torch.empty_like(v), call.new_end() if keep_state else None, saved)
+
+
+def outputs(q: Tensor, o: Tensor, state: Tensor | None, saved: driver.Saved | None) -> Kept:
+    kept: list[Tensor | None] = [None] * len(driver.Saved._fields) if saved is None else list(saved)
+    if saved is not None and saved.decay is None:
+        kept[2:4] = None, None  # read and write are q and k, which an operator mustn't return
+    # an operator's schema has a fixed number of tensors, which mypy can't count here
+    return o, *(nothing(q) if x is None else x for x in (state, *kept))  # type: ignore[return-value]
 
 
 def backward_kernels(
@@ -85,14 +75,17 @@ def nothing(like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=torch.float32)
 
 
-def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """o and the final state; takes what `gla_ablate::forward` takes."""
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
+def attend(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """o and the final state; takes what `gla_ablate::forward` takes, but whether to recompute for whether to save."""
+    *given, recompute = arguments
+    tensors = [x for x in given if isinstance(x, Tensor)]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    inputs = (*given, learns and not recompute)
     traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
     if traced or any(type(x) not in (Tensor, Parameter) for x in tensors):
         o, state, *_ = forward(*inputs)
         return o, state
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if learns:
         return Attention.apply(*inputs)
     o, state, *_ = forward_kernels(*inputs)
     return o, state

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gla_ablate.ops.checks import check_arguments, check_values
+from gla_ablate.ops.checks import check_arguments, check_values, promoted
 from gla_ablate.ops.chunkwise import chunkwise
 
 BACKENDS = ("auto", "triton", "torch")
@@ -73,7 +73,7 @@ def gated_linear_attention(
         backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), "auto".
         check_inputs: also read the values of g and cu_seqlens, which on a GPU waits for them.
         recompute: keep nothing but the inputs for the backward, which forms scores and states anew (Triton): less
-            memory for about a quarter more time.
+            memory, more time.
 
     Returns:
         o `[B, T, H, V]` in the dtype of the (promoted) inputs, and the final state or None.
@@ -90,7 +90,7 @@ def gated_linear_attention(
     if check_inputs:
         check_values(q, g, cu_seqlens)
     device = q.device.type
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    dtype = promoted(q, k, v)
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -108,9 +108,7 @@ def gated_linear_attention(
     q, k, v = (x.to(dtype).resolve_neg().contiguous() for x in (q, k, v))
     g, start = (None if x is None else x.resolve_neg().contiguous() for x in (g, start))
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
-    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, g, start))
-    save = learns and not recompute
-    o, end = library.attend(q, k, v, g, start, cu_seqlens, scale, chunk, output_final_state, save)
+    o, end = library.attend(q, k, v, g, start, cu_seqlens, scale, chunk, output_final_state, recompute)
     return o, end if output_final_state else None
 
 

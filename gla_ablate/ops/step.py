@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gla_ablate.ops.checks import MAX_HEAD_DIM, check_tensor, shape
+from gla_ablate.ops.checks import check_operands, check_tensor, promoted, shape
 from gla_ablate.ops.op import resolve_backend
 
 
@@ -58,26 +58,9 @@ def check_arguments(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Te
 
     Runs for every layer and token: it reads no value of a tensor and builds a message only for a refusal.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check_tensor(name, x, q)
-        if x.dim() != 3:
-            raise ValueError(f"{name}: got shape {shape(x)}, takes three dimensions [B, H, channels]")
+    check_operands(q, k, v, g, "three dimensions [B, H, channels]")
     B, H, K = q.shape
     V = v.shape[2]
-    if k.shape != q.shape:
-        raise ValueError(f"k: got shape {shape(k)}, takes that of q, {shape(q)}")
-    if v.shape[:2] != q.shape[:2]:
-        raise ValueError(f"v: got shape {shape(v)}, takes [{B}, {H}, V] to go with q {shape(q)}")
-    if not 1 <= K <= MAX_HEAD_DIM:
-        raise ValueError(f"q: got {K} channels a head, takes 1 to {MAX_HEAD_DIM}")
-    if not 1 <= V <= MAX_HEAD_DIM:
-        raise ValueError(f"v: got {V} channels a head, takes 1 to {MAX_HEAD_DIM}")
-    if g is not None:
-        check_tensor("g", g, q)
-        kinds = ((H,), (B, H), (B, H, K))
-        if g.shape not in kinds:
-            takes = ", ".join(str(list(kind)) for kind in kinds)
-            raise ValueError(f"g: got shape {shape(g)}, takes one of {takes} (or None) to go with q {shape(q)}")
     dtype = promoted(q, k, v)
     check_tensor("state", state, q)
     if state.shape != (B, H, K, V):
@@ -98,12 +81,6 @@ def check_arguments(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Te
                     "it under torch.no_grad(), or use gated_linear_attention"
                 )
     return dtype
-
-
-def promoted(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
-    if q.dtype == k.dtype == v.dtype:
-        return q.dtype
-    return torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float, dtype: torch.dtype) -> Tensor:

@@ -147,13 +147,26 @@ class Call:
         B, T = self.q.shape[:2]
         return B * pieces(T, size) if self.cu_seqlens is None else T // size + self.sequences
 
+    @cached_property
+    def levels(self) -> int:
+        """Of the tree of halves over the diagonal blocks of a tile."""
+        return (self.bt // self.numerics.block).bit_length() - 1
+
     @property
     def matrices(self) -> int:
-        """How many `sums_kernel` forms: three for any tile, one a level for steep ones."""
-        return 3 + (2 * self.bt // self.numerics.block).bit_length() - 1
+        """How many `sums_kernel` forms: three for any tile; for steep ones one a level, and one for blocks."""
+        return 3 + self.levels + 1
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, device=self.q.device, dtype=dtype or self.numerics.store)
+
+    def new_states(self) -> Tensor:
+        _, _, H, K, V = self.shape
+        return self.new(self.count(self.chunk), H, V, K)
+
+    def new_end(self) -> Tensor:
+        _, _, H, K, V = self.shape
+        return self.new(self.sequences, H, K, V, dtype=torch.float32)
 
     @cached_property
     def tables(self) -> dict[str, Tensor | None]:
@@ -182,7 +195,7 @@ class Call:
             "q": self.q, "k": self.k, "v": self.v, "g": self.g,
             "T": T, "NT": pieces(T, self.bt), "NC": pieces(T, self.chunk), "n_rows": B * T,
             "H": H, "K": K, "V": V, "BT": self.bt, "TPC": self.chunk // self.bt,
-            "BLOCK": self.numerics.block, "LEVELS": (self.bt // self.numerics.block).bit_length() - 1,
+            "BLOCK": self.numerics.block, "LEVELS": self.levels,
             "GATE": self.kind, "VARLEN": self.cu_seqlens is not None,
             "DTYPE": TL_DTYPE[self.numerics.store], "PRECISION": self.numerics.precision,
             "scale": self.scale, "bound": self.numerics.bound * LOG2E.value,
@@ -201,5 +214,5 @@ class Call:
         most = self.tuning(kernel)
         known = {**self.arguments, "BK": most.bk, "BV": most.bv, "STAGES": most.num_stages, **own}
         given = {name: known[name] for name in kernel.arg_names}
-        key = self.key and (self.key, *(x for x in own.values() if isinstance(x, bool)))
+        key = self.key and (self.key, most, *(x for x in own.values() if isinstance(x, bool)))
         launch(kernel, grid, key, **given, num_warps=most.num_warps, num_stages=most.num_stages)

@@ -69,7 +69,7 @@ def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GAT
 
 @triton.jit
 def tile_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
-    """What a whole tile lets through, for gates without channels."""
+    """What a whole tile lets through, for gates without channels; 1 for others."""
     if GATE == _TOKEN:
         o_t = i_s * BT + tl.arange(0, BT)
         d = tl.exp2(tl.sum(tl.load(g + (first + o_t) * H + i_h, mask=o_t < length, other=0.0) * LOG2E))

@@ -45,7 +45,7 @@ def sums_kernel(sums, BT: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def parts(b, DTYPE: tl.constexpr):
     """fp32 as a tuple of DTYPE that add up to it."""
-    if DTYPE == tl.float32:  # noqa: SIM300
+    if DTYPE == tl.float32:  # noqa: SIM300 (DTYPE is the variable)
         return (b,)
     else:
         high = (b.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
@@ -56,7 +56,7 @@ def parts(b, DTYPE: tl.constexpr):
 def rounded(b, DTYPE: tl.constexpr):
     """fp32 with the value that it has in DTYPE, but for ties and for NaN, which may be lost: what a conversion there
     and back gives, in a quarter of the time."""
-    if DTYPE == tl.float32:  # noqa: SIM300
+    if DTYPE == tl.float32:  # noqa: SIM300 (the same)
         return b
     else:
         return ((b.to(tl.int32, bitcast=True) + 32768) & -65536).to(tl.float32, bitcast=True)
@@ -72,8 +72,15 @@ def summed(take, b):
 
 
 @triton.jit
-def in_log2(b_g):
-    return cut(b_g * LOG2E, FLOOR)
+def inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H: tl.constexpr, K: tl.constexpr):
+    """Of rows o_t and channels o_k of a sequence: where they lie in `[B, T, H, K]`, which of them there are, log2
+    gates, scale · q and k `[BT, BK]` in fp32."""
+    p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
+    m = (o_t < length)[:, None] & (o_k < K)[None, :]
+    b_g = cut(tl.load(g + p, mask=m, other=0.0) * LOG2E, FLOOR)
+    b_q = tl.load(q + p, mask=m, other=0.0).to(tl.float32) * scale
+    b_k = tl.load(k + p, mask=m, other=0.0).to(tl.float32)
+    return p, m, b_g, b_q, b_k
 
 
 @triton.jit

@@ -45,22 +45,32 @@ class Saved(NamedTuple):
     sums: Tensor | None
 
 
-def prepare(call: Call) -> Saved:
-    """All of `Saved` but the states."""
+def room(call: Call) -> Saved:
+    """Memory for all of `Saved` but the states."""
     _, _, H, K, _ = call.shape
     scores = call.new(call.tiles, H, call.bt, call.bt)
     if call.kind != CHANNEL:
-        call.run(scores_kernel, call.tiles, scores=scores)
         return Saved(scores, None, call.q, call.k, None, None, None, None)
     qg, kg = call.new(call.tiles, H, call.bt, K), call.new(call.tiles, H, call.bt, K)
     decay = call.new(call.tiles, H, K, dtype=torch.float32)
     halves = call.new(call.tiles, H, 2, K, dtype=torch.float32)
     steep = call.new(call.tiles, H, dtype=torch.int32)
-    sums = call.new(call.matrices, call.bt, call.bt)
-    call.launch(sums_kernel, call.matrices, sums=sums)
-    for kernel in (prepare_kernel, steep_prepare_kernel):
-        call.run(kernel, call.tiles, qg=qg, kg=kg, decay=decay, halves=halves, scores=scores, steep=steep, sums=sums)
-    return Saved(scores, None, qg, kg, decay, halves, steep, sums)
+    return Saved(scores, None, qg, kg, decay, halves, steep, call.new(call.matrices, call.bt, call.bt))
+
+
+def prepare(call: Call) -> Saved:
+    """All of `Saved` but the states."""
+    saved = room(call)
+    if call.kind != CHANNEL:
+        call.run(scores_kernel, call.tiles, scores=saved.scores)
+        return saved
+    call.launch(sums_kernel, call.matrices, sums=saved.sums)
+    call.run(
+        prepare_kernel, call.tiles, qg=saved.read, kg=saved.write, decay=saved.decay, halves=saved.halves,
+        scores=saved.scores, steep=saved.steep, sums=saved.sums,
+    )  # fmt: skip
+    call.run(steep_prepare_kernel, call.tiles, scores=saved.scores, steep=saved.steep, sums=saved.sums)
+    return saved
 
 
 def scan(
@@ -72,8 +82,8 @@ def scan(
     most = call.tuning(scan_kernel)
     a, b = (saved.write, saved.read) if reverse else (saved.read, saved.write)
     o = torch.empty_like(x) if keep_o else None
-    states = call.new(call.count(call.chunk), H, V, K) if keep_states else None
-    end = call.new(call.sequences, H, K, V, dtype=torch.float32) if keep_end else None
+    states = call.new_states() if keep_states else None
+    end = call.new_end() if keep_end else None
     given = {**operands(call, saved, a, b, x, o), "decay": saved.decay, "REVERSE": reverse}
     programs = call.sequences * pieces(V, most.bv)
     tiles, count = segments(pieces(T, call.bt), programs * H, call.chunk // call.bt)

@@ -20,7 +20,7 @@ from gla_ablate.ops.kernels.common import locate
 from gla_ablate.ops.kernels.decay import (
     between,
     centred,
-    in_log2,
+    inputs,
     is_later,
     matrices,
     parts,
@@ -68,12 +68,9 @@ def channel_gradient_kernel(
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         o_k = i_k * BK + tl.arange(0, BK)
         m_k = o_k < K
-        p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
-        m = (o_t < length)[:, None] & m_k[None, :]
-        d = summed(take[2], parts(in_log2(tl.load(g + p, mask=m, other=0.0)), DTYPE))
+        p, m, b_g, b_q, b_k = inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H, K)
+        d = summed(take[2], parts(b_g, DTYPE))
         e, f = tl.exp2(d), tl.exp2(-d)
-        b_q = tl.load(q + p, mask=m, other=0.0).to(tl.float32) * scale
-        b_k = tl.load(k + p, mask=m, other=0.0).to(tl.float32)
         b_e, b_f = b_q * e, b_k * f
         b_u = tl.dot(b_lower, b_f.to(DTYPE), input_precision=PRECISION)
         b_l = tl.dot(b_upper, b_e.to(DTYPE), input_precision=PRECISION)
@@ -131,11 +128,7 @@ def steep_gradient_kernel(
 
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         o_k = i_k * BK + tl.arange(0, BK)
-        p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
-        m = (o_t < length)[:, None] & (o_k < K)[None, :]
-        b_g = in_log2(tl.load(g + p, mask=m, other=0.0))
-        b_q = tl.load(q + p, mask=m, other=0.0).to(tl.float32) * scale
-        b_k = tl.load(k + p, mask=m, other=0.0).to(tl.float32)
+        p, m, b_g, b_q, b_k = inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H, K)
         g_parts = parts(b_g, DTYPE)
 
         # pairs across the tile's borders

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from gla_ablate.ops.kernels.common import locate
-from gla_ablate.ops.kernels.decay import between, centred, in_log2, is_later, matrices, parts, summed
+from gla_ablate.ops.kernels.decay import between, centred, inputs, is_later, matrices, parts, summed
 
 
 @triton.jit(do_not_specialize=["T", "NT"])
@@ -38,15 +38,12 @@ def prepare_kernel(
     beyond = tl.zeros([BT, BK], dtype=tl.int32)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         o_k = i_k * BK + tl.arange(0, BK)
-        m_k = (o_k < K)[None, :]
-        p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
-        m = (o_t < length)[:, None] & m_k
-        g_parts = parts(in_log2(tl.load(g + p, mask=m, other=0.0)), DTYPE)
-        b_q = tl.load(q + p, mask=m, other=0.0).to(tl.float32) * scale
-        b_k = tl.load(k + p, mask=m, other=0.0).to(tl.float32)
+        _p, _m, b_g, b_q, b_k = inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H, K)
+        g_parts = parts(b_g, DTYPE)
         b_p = tl.exp2(summed(take[0], g_parts))
         b_s = tl.exp2(summed(take[1], g_parts))
         d = summed(take[2], g_parts)
+        m_k = (o_k < K)[None, :]
         p_r = tile * BT * K + o_i[:, None] * K + o_k[None, :]
         tl.store(qg + p_r, (b_q * b_p).to(qg.dtype.element_ty), mask=m_k)
         tl.store(kg + p_r, (b_k * b_s).to(kg.dtype.element_ty), mask=m_k)
@@ -83,7 +80,7 @@ def halves(
         return ()
     else:
         later = is_later(BLOCK << level, b_q.shape[0])
-        b_z = (tl.where(later, b_q, b_k) * tl.exp2(summed(take[level + 4], g_parts))).to(DTYPE)
+        b_z = (tl.where(later, b_q, b_k) * tl.exp2(summed(take[level + 1], g_parts))).to(DTYPE)
         one = (tl.dot(b_z, tl.trans(b_z), acc[level + 1], input_precision=PRECISION),)
         return one + halves(acc, b_q, b_k, g_parts, take, level + 1, LEVELS, BLOCK, DTYPE, PRECISION)
 
@@ -106,17 +103,13 @@ def steep_prepare_kernel(
         return
     o_i = tl.arange(0, BT)
     o_t = i_s * BT + o_i
-    take = matrices(sums, 0, LEVELS + 4, BT)
+    take = matrices(sums, 3, LEVELS + 4, BT)
     acc = empty(LEVELS + 1, BT)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         o_k = i_k * BK + tl.arange(0, BK)
-        p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
-        m = (o_t < length)[:, None] & (o_k < K)[None, :]
-        b_g = in_log2(tl.load(g + p, mask=m, other=0.0))
-        b_q = tl.load(q + p, mask=m, other=0.0).to(tl.float32) * scale
-        b_k = tl.load(k + p, mask=m, other=0.0).to(tl.float32)
+        _p, _m, b_g, b_q, b_k = inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H, K)
         g_parts = parts(b_g, DTYPE)
-        e, f = centred(take[3], b_g, bound, BLOCK // 2, DTYPE)
+        e, f = centred(take[0], b_g, bound, BLOCK // 2, DTYPE)
         b_e, b_f = (b_q * e).to(DTYPE), (b_k * f).to(DTYPE)
         one = (tl.dot(b_e, tl.trans(b_f), acc[0], input_precision=PRECISION),)
         acc = one + halves(acc, b_q, b_k, g_parts, take, 0, LEVELS, BLOCK, DTYPE, PRECISION)

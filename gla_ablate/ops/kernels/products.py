@@ -39,6 +39,9 @@ def factors(
         m = m_k & (i_s * BT + o_i < length)[None, :]
         b_q = tl.load(read + p, mask=m, other=0.0)
         b_k = tl.load(write + p, mask=m, other=0.0)
+        # o_k * 0: the interpreter takes no mask that mixes a block with a lone boolean
+        m = (o_k < K) & (o_k * 0 + i_s * BT < length)
+        d = tl.load(decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=m, other=1.0)
     else:
         o_t = i_s * BT + o_i
         p = ((first + o_t[None, :]) * H + i_h) * K + o_k[:, None]
@@ -49,11 +52,6 @@ def factors(
             prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
             b_q *= tl.exp2(prefix)[None, :]
             b_k *= tl.exp2(suffix)[None, :]
-    if GATE == _CHANNEL:
-        d = tl.load(
-            decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=(o_k < K) & (o_k * 0 + i_s * BT < length), other=1.0
-        )
-    else:
         d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
     one = ((b_q.to(DTYPE), b_k.to(DTYPE), d),)
     if n == 1:

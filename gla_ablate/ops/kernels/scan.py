@@ -153,7 +153,7 @@ def scan_kernel(
         else:
             b_z = tl.exp2(prefix) * scale if REVERSE else tl.exp2(suffix)
             b_z = (b_x.to(tl.float32) * b_z[:, None]).to(DTYPE)
-        d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE) if not TILED else 1.0
+        d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
         s = step(s, b_z, b, row, col, width, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, DTYPE, PRECISION)
     if STORE_END:
         for j in tl.static_range(NS):

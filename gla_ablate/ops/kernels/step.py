@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gla_ablate.ops.kernels.call import launch
 from gla_ablate.ops.kernels.common import CHANNEL, NONE, TOKEN
+from gla_ablate.ops.kernels.tuning import pieces, tile
 
 _NONE = tl.constexpr(NONE)
 _CHANNEL = tl.constexpr(CHANNEL)
@@ -64,8 +65,8 @@ def tiles(K: int, V: int) -> tuple[int, int, int]:
     by the compiled kernel's registers on Hopper (no spills up to K = 512), not by time. None of it depends on the
     batch: a server whose batch changes compiles nothing anew.
     """
-    bk = max(16, triton.next_power_of_2(K))
-    bv = max(16, min(64, 4096 // bk, triton.next_power_of_2(V)))
+    bk = tile(K, 512)
+    bv = tile(V, min(64, 4096 // bk))
     return bk, bv, max(1, bk * bv // 1024)
 
 
@@ -90,7 +91,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale
     o = v.new_empty((B, H, V), dtype=dtype)
     with torch.cuda.device_of(q):
         launch(
-            step_kernel, B * H * -(-V // bv), q=q, k=k, v=v, g=g, state=state, o=o, scale=scale,
+            step_kernel, B * H * pieces(V, bv), q=q, k=k, v=v, g=g, state=state, o=o, scale=scale,
             q_b=q_b, q_h=q_h, q_k=q_k, k_b=k_b, k_h=k_h, k_k=k_k, v_b=v_b, v_h=v_h, v_v=v_v, g_b=g_b, g_h=g_h, g_k=g_k,
             H=H, K=K, V=V, BK=bk, BV=bv, GATE=kind, num_warps=warps, num_stages=1,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Launch parameters: the tiles, warps and stages of each kernel, by gate, dtype and size. Nothing is tuned at run time.
 
-The figures are for Hopper (`benchmarks/tune.py` finds them anew) and serve other chips as a safe choice: each of them
-compiles without large spills and has been compared with fp64.
+The figures are for Hopper (`benchmarks/tune.py` finds them anew) and serve other chips as a safe choice. On a GPU,
+tests/ops/test_correctness.py compares them with fp64; NOTES.md says which of them it has run on.
 """
 
 from __future__ import annotations
