@@ -141,13 +141,13 @@ SMALL = [
 @pytest.mark.skipif(GPU, reason="bf16 runs so on a GPU, where fp32 would not fit")
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
 def test_chunks_of_several_large_tiles_are_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As bf16 has them on a GPU, in the interpreter's fp32: 64 rows a tile, up to 4 tiles between two states."""
-    wide = call.NUMERICS[torch.float32]
-    monkeypatch.setitem(call.NUMERICS, torch.float32, replace(wide, tile=64, keep=256))
+    """As bf16 has them on a GPU, in the interpreter's fp32: 64 rows a tile, two tiles between two states."""
+    wide, narrow = call.NUMERICS[torch.float32], call.NUMERICS[torch.bfloat16]
+    monkeypatch.setitem(call.NUMERICS, torch.float32, replace(wide, tile=narrow.tile, keep=narrow.keep))
     check(case, "triton", torch.float32)
 
 
-@pytest.mark.skipif(GPU, reason="there K > 128 runs so")
+@pytest.mark.skipif(GPU, reason="there every width that fits runs so")
 @pytest.mark.parametrize("case", [replace(case, T=96, lengths=()) for case in SMALL] + SMALL, ids=lambda case: case.id)
 def test_the_copy_engine_brings_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operands through tensor descriptors, in several slices of K."""
@@ -156,16 +156,23 @@ def test_the_copy_engine_brings_the_same(case: Case, monkeypatch: pytest.MonkeyP
         tuning, "largest", lambda name, *rest: tuning.Tuning(16, 8, 4, 1) if "scan" in name else shipped(name, *rest)
     )
     tuning.tuning.cache_clear()
-    described, real = set(), call.launch
+    described: dict[str, set[Any]] = {}
+    real = call.launch
 
     def look_on(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
         if "DESC" in arguments:
-            described.add((arguments["DESC"], arguments["DESC_X"]))
+            marks = tuple(arguments[name] for name in ("DESC", "DESC_X", "WHOLE") if name in arguments)
+            described.setdefault(kernel.fn.__name__, set()).add(marks)
         real(kernel, grid, key, **arguments)
 
     monkeypatch.setattr(call, "launch", look_on)
     try:
-        check(replace(case, K=48, V=32, chunk=32), "triton", torch.float32)
+        check(replace(case, K=64, V=32, chunk=32), "triton", torch.float32)
     finally:
         tuning.tuning.cache_clear()
-    assert described == {(True, case.T % 32 == 0)}
+    whole = case.T % 32 == 0
+    want = {"scan_kernel": {(True, whole)}, "products_kernel": {(True,)}}
+    if case.kind == "channel":
+        names = ("prepare_kernel", "steep_prepare_kernel", "channel_gradient_kernel", "steep_gradient_kernel")
+        want |= dict.fromkeys(names, {(True, whole)})
+    assert described == want

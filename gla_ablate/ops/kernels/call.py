@@ -68,7 +68,7 @@ class Numerics:
 
 # fp16 has neither the range for states and anchored factors nor bf16's room: its products run on fp32 operands.
 NUMERICS = {
-    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -9.0, 64, 256, 60.0),
+    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -9.0, 64, 128, 60.0),
     torch.float16: Numerics(torch.float32, "tf32", 16, -9.0, 32, 32, 60.0),
     torch.float32: Numerics(torch.float32, "tf32x3", 8, -19.0, 32, 32, 6.0),
 }
@@ -124,6 +124,11 @@ class Call:
     def tiles(self) -> int:
         return self.count(self.bt)
 
+    @property
+    def whole(self) -> bool:
+        """Whether no sequence ends inside a tile."""
+        return self.cu_seqlens is None and self.q.shape[1] % self.bt == 0
+
     @cached_property
     def kind(self) -> int:
         return gate_kind(self.g)
@@ -140,7 +145,8 @@ class Call:
         if any(x.data_ptr() % 16 for x in given) or self.q.shape[0] * self.q.shape[1] >= 2**31:
             return None
         packed = None if self.cu_seqlens is None else self.cu_seqlens.dtype
-        return self.q.device, self.q.dtype, self.kind, packed, *self.q.shape[2:], self.v.shape[3], self.chunk
+        size = (*self.q.shape[2:], self.v.shape[3], self.chunk)
+        return self.q.device, self.q.dtype, self.kind, packed, self.whole, *size
 
     def count(self, size: int) -> int:
         """How many pieces of `size` tokens there are; for packed sequences the most there can be."""
@@ -154,8 +160,8 @@ class Call:
 
     @property
     def matrices(self) -> int:
-        """How many `sums_kernel` forms: three for any tile; for steep ones one a level, and one for blocks."""
-        return 3 + self.levels + 1
+        """How many `sums_kernel` forms: to both borders of a tile, about the middle of blocks, and one a level."""
+        return 2 + 1 + self.levels
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, device=self.q.device, dtype=dtype or self.numerics.store)
@@ -196,7 +202,7 @@ class Call:
             "T": T, "NT": pieces(T, self.bt), "NC": pieces(T, self.chunk), "n_rows": B * T,
             "H": H, "K": K, "V": V, "BT": self.bt, "TPC": self.chunk // self.bt,
             "BLOCK": self.numerics.block, "LEVELS": self.levels,
-            "GATE": self.kind, "VARLEN": self.cu_seqlens is not None,
+            "GATE": self.kind, "VARLEN": self.cu_seqlens is not None, "WHOLE": self.whole,
             "DTYPE": TL_DTYPE[self.numerics.store], "PRECISION": self.numerics.precision,
             "scale": self.scale, "bound": self.numerics.bound * LOG2E.value,
             "mild": self.numerics.mild * LOG2E.value,

@@ -38,6 +38,13 @@ def locate(i_t, cu_seqlens, tiles, T, NT, VARLEN: tl.constexpr):
 
 
 @triton.jit
+def chunk_of(i_n, i_s, i_h, chunk_base, NC, H: tl.constexpr, TPC: tl.constexpr, VARLEN: tl.constexpr):
+    """Of tile i_s of sequence i_n and head i_h: the place of its chunk in `[chunks, H]`, in 64 bits."""
+    c_base = tl.load(chunk_base + i_n) if VARLEN else i_n * NC
+    return (c_base + i_s // TPC).to(tl.int64) * H + i_h
+
+
+@triton.jit
 def cut(x, bound):
     """max(x, bound) that keeps a NaN: a broken gate must show in the loss, not pass for a reset."""
     return tl.maximum(x, bound, propagate_nan=tl.PropagateNan.ALL)
@@ -50,20 +57,27 @@ def head_gate(g, i_h):
 
 
 @triton.jit
-def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
-    """prefix, suffix `[BT]` of a tile, for gates without channels."""
-    o_i = tl.arange(0, BT)
+def row_decay(
+    g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, N: tl.constexpr, GATE: tl.constexpr
+):  # fmt: skip
+    """prefix, suffix `[N · BT]` of N tiles, for gates without channels."""
+    o_r = tl.arange(0, N * BT)
+    o_i, o_t = o_r % BT, i_s * BT + o_r
     if GATE == _HEAD:
         b_g = head_gate(g, i_h)
         prefix = b_g * (o_i + 1)
-        suffix = b_g * tl.maximum(tl.minimum(length - i_s * BT, BT) - 1 - o_i, 0)
+        suffix = b_g * tl.maximum(tl.minimum(length - (o_t - o_i), BT) - 1 - o_i, 0)
     else:
-        o_t = i_s * BT + o_i
         p_g = g + (first + o_t) * H + i_h
-        prefix = tl.cumsum(tl.load(p_g, mask=o_t < length, other=0.0) * LOG2E)
+        b_g = tl.load(p_g, mask=o_t < length, other=0.0) * LOG2E
         # the rows shifted by one, so that the sum from the end leaves the row itself out without a subtraction
         after = (o_i + 1 < BT) & (o_t + 1 < length)
-        suffix = tl.cumsum(tl.load(p_g + H, mask=after, other=0.0) * LOG2E, reverse=True)
+        b_s = tl.load(p_g + H, mask=after, other=0.0) * LOG2E
+        if N == 1:
+            prefix, suffix = tl.cumsum(b_g), tl.cumsum(b_s, reverse=True)
+        else:
+            prefix = tl.reshape(tl.cumsum(tl.reshape(b_g, [N, BT]), axis=1), [N * BT])
+            suffix = tl.reshape(tl.cumsum(tl.reshape(b_s, [N, BT]), axis=1, reverse=True), [N * BT])
     return prefix, suffix
 
 
@@ -109,3 +123,14 @@ def block(p, row, col, width, m_r, m_c, DESC: tl.constexpr):
         p_b = p + (row.to(tl.int64) * width + col) + (o_r[:, None] * width + o_c[None, :])
         b = tl.load(p_b, mask=m_r[:, None] & m_c[None, :], other=0.0)
     return b
+
+
+@triton.jit
+def store(p, b, row, col, width, m_r, m_c, DESC: tl.constexpr):
+    """Puts b, in p's dtype, where `block` finds it. DESC: all of its rows and columns are there."""
+    if DESC:
+        p.store([row.to(tl.int32), col], b.to(p.dtype))
+    else:
+        o_r, o_c = tl.arange(0, m_r.shape[0]), tl.arange(0, m_c.shape[0])
+        p_b = p + (row.to(tl.int64) * width + col) + (o_r[:, None] * width + o_c[None, :])
+        tl.store(p_b, b.to(p.dtype.element_ty), mask=m_r[:, None] & m_c[None, :])

@@ -4,6 +4,10 @@ Every exponent is a sum over the rows between a row and an anchor, so a matrix o
 that have time to spare; and its transpose takes gradients back to the gates. The matrices are exact in 16 bits, and a
 gate is in two halves of 16 bits, so that a sum is off by 2^−16 of itself; fp32 takes three products of tf32. Steps are
 floored where exp2 gives 0 in any case: −inf would be NaN wherever it meets a zero of the matrix.
+
+The tiles of these kernels are transposed, channels by rows `[BK, BT]`: what is multiplied with a matrix over rows is
+then the left operand, which comes from the registers where the last product left it. The other way round it would go
+through shared memory and a barrier each time, and these kernels are long chains of products.
 """
 
 from __future__ import annotations
@@ -11,17 +15,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import LOG2E, cut
+from gla_ablate.ops.kernels.common import LOG2E, block, cut
 
 FLOOR = tl.constexpr(-160.0)
 
 
 @triton.jit
 def sums_kernel(sums, BT: tl.constexpr, BLOCK: tl.constexpr):
-    """`[3 + levels + 1, BT, BT]`: which rows count for each row. First those up to it, for the decay from the tile's
-    start; then those after it, for the decay to the tile's end; then, for halves of w = BT / 2 and of w = BLOCK / 2,
-    BLOCK, 2 · BLOCK, … rows, those between it and the middle of its 2w rows: in the later half up to it, in the earlier
-    after it, and there with −1 in the first of these, which sums outward from the middle. Grid: the matrices.
+    """`[2 + levels + 1, BT, BT]`: which rows count for each row. First those up to it, for the decay from the tile's
+    start; then those after it, for the decay to the tile's end; then, for halves of w = BLOCK / 2, BLOCK, … BT / 2 rows,
+    those between it and the middle of its 2w rows: in the later half up to it, in the earlier after it. Grid: the
+    matrices.
     """
     i = tl.program_id(0)
     o_i = tl.arange(0, BT)
@@ -31,15 +35,28 @@ def sums_kernel(sums, BT: tl.constexpr, BLOCK: tl.constexpr):
     elif i == 1:
         b = 1.0 - earlier.to(tl.float32)
     else:
-        w = BT // 2
-        if i > 2:
-            w = (BLOCK // 2) << (i - 3)
+        w = (BLOCK // 2) << (i - 2)
         later = (o_i // w % 2 == 1)[:, None]
         near = o_i[:, None] // w == o_i[None, :] // w
         b = (near & (earlier == later)).to(tl.float32)
-        if i == 2:
-            b = tl.where(later, b, -b)
     tl.store(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :], b.to(sums.dtype.element_ty))
+
+
+@triton.jit
+def matrix(sums, i: tl.constexpr, BT: tl.constexpr):
+    """Of `sums_kernel`. From memory, where the units that multiply find it without a register."""
+    o_i = tl.arange(0, BT)
+    return tl.load(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :])
+
+
+@triton.jit
+def matrices(sums, i: tl.constexpr, n: tl.constexpr, BT: tl.constexpr):
+    """Matrices i … n − 1."""
+    one = (matrix(sums, i, BT),)
+    if i == n - 1:
+        return one
+    else:
+        return one + matrices(sums, i + 1, n, BT)
 
 
 @triton.jit
@@ -53,40 +70,60 @@ def parts(b, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def rounded(b, DTYPE: tl.constexpr):
-    """fp32 with the value that it has in DTYPE, but for ties and for NaN, which may be lost: what a conversion there
-    and back gives, in a quarter of the time."""
-    if DTYPE == tl.float32:  # noqa: SIM300 (the same)
-        return b
-    else:
-        return ((b.to(tl.int32, bitcast=True) + 32768) & -65536).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def summed(take, b):
-    """Sums `[BT, BK]` over the rows that each row of `take` `[BT, BT]` marks, from `parts`."""
+def summed(b, take):
+    """`[BK, BT]`: of b, from `parts`, the sum over the rows that `take` `[BT, BT]` marks for each row."""
     if len(b) == 1:
-        return tl.dot(take, b[0], input_precision="tf32x3")
+        return tl.dot(b[0], tl.trans(take), input_precision="tf32x3")
     else:
-        return tl.dot(take, b[0], tl.dot(take, b[1]))
+        return tl.dot(b[0], tl.trans(take), tl.dot(b[1], tl.trans(take)))
 
 
 @triton.jit
-def inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H: tl.constexpr, K: tl.constexpr):
-    """Of rows o_t and channels o_k of a sequence: where they lie in `[B, T, H, K]`, which of them there are, log2
-    gates, scale · q and k `[BT, BK]` in fp32."""
-    p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
-    m = (o_t < length)[:, None] & (o_k < K)[None, :]
-    b_g = cut(tl.load(g + p, mask=m, other=0.0) * LOG2E, FLOOR)
-    b_q = tl.load(q + p, mask=m, other=0.0).to(tl.float32) * scale
-    b_k = tl.load(k + p, mask=m, other=0.0).to(tl.float32)
-    return p, m, b_g, b_q, b_k
+def collected(b, take):
+    """The transpose of `summed`: over the rows for which `take` marks each row."""
+    if len(b) == 1:
+        return tl.dot(b[0], take, input_precision="tf32x3")
+    else:
+        return tl.dot(b[0], take, tl.dot(b[1], take))
+
+
+@triton.jit
+def product(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b, from `parts`; the product of two lower halves counts for nothing."""
+    if len(a) == 1:
+        return tl.dot(a[0], b[0], acc, input_precision=PRECISION)
+    else:
+        return tl.dot(a[0], b[0], tl.dot(a[1], b[0], tl.dot(a[0], b[1], acc)))
+
+
+@triton.jit
+def turned(b):
+    """The transposes."""
+    if len(b) == 1:
+        return (tl.trans(b[0]),)
+    else:
+        return (tl.trans(b[0]), tl.trans(b[1]))
+
+
+@triton.jit
+def across(p, row, col, width, m_t, m_k, DESC: tl.constexpr, WHOLE: tl.constexpr):
+    """`block`, transposed `[BK, BT]`, zero in rows past the sequence's end."""
+    b = tl.trans(block(p, row, col, width, m_t, m_k, DESC))
+    if DESC and not WHOLE:
+        b = tl.where(m_t[None, :], b, 0.0).to(b.dtype)
+    return b
+
+
+@triton.jit
+def gates(g, row, col, width, m_t, m_k, DESC: tl.constexpr, WHOLE: tl.constexpr):
+    """log2 gates `[BK, BT]`."""
+    return cut(across(g, row, col, width, m_t, m_k, DESC, WHOLE) * LOG2E, FLOOR)
 
 
 @triton.jit
 def is_later(w: tl.constexpr, BT: tl.constexpr):
-    """Which rows `[BT, 1]` lie in the later w of their 2w."""
-    return ((tl.arange(0, BT) // w) % 2 == 1)[:, None]
+    """Which rows `[1, BT]` lie in the later w of their 2w."""
+    return ((tl.arange(0, BT) // w) % 2 == 1)[None, :]
 
 
 @triton.jit
@@ -97,19 +134,8 @@ def between(w: tl.constexpr, BT: tl.constexpr):
 
 
 @triton.jit
-def matrices(take, i: tl.constexpr, n: tl.constexpr, BT: tl.constexpr):
-    """Matrices i … n − 1 of `sums_kernel`. From memory, where the units that multiply find them without a register."""
-    o_i = tl.arange(0, BT)
-    one = (tl.load(take + i * BT * BT + o_i[:, None] * BT + o_i[None, :]),)
-    if i == n - 1:
-        return one
-    else:
-        return one + matrices(take, i + 1, n, BT)
-
-
-@triton.jit
-def centred(take, b_g, bound, w: tl.constexpr, DTYPE: tl.constexpr):
-    """exp(d), exp(−d) `[BT, BK]` about the middle of every 2w rows, from steps cut at `bound` (log2)."""
-    d = summed(take, parts(cut(b_g, bound), DTYPE))
-    d = tl.where(is_later(w, b_g.shape[0]), d, -d)
-    return tl.exp2(d), tl.exp2(-d)
+def centred(b, take, w: tl.constexpr):
+    """The sum between a row and the middle of its 2w rows: d with exp2(d) for what reads there, exp2(−d) for what
+    writes."""
+    d = summed(b, take)
+    return tl.where(is_later(w, take.shape[0]), d, -d)

@@ -65,12 +65,36 @@ def prepare(call: Call) -> Saved:
         call.run(scores_kernel, call.tiles, scores=saved.scores)
         return saved
     call.launch(sums_kernel, call.matrices, sums=saved.sums)
-    call.run(
-        prepare_kernel, call.tiles, qg=saved.read, kg=saved.write, decay=saved.decay, halves=saved.halves,
-        scores=saved.scores, steep=saved.steep, sums=saved.sums,
-    )  # fmt: skip
-    call.run(steep_prepare_kernel, call.tiles, scores=saved.scores, steep=saved.steep, sums=saved.sums)
+    kept = {"decay": saved.decay, "halves": saved.halves, "scores": saved.scores, "steep": saved.steep}
+    for kernel in (prepare_kernel, steep_prepare_kernel):
+        given = rows(call, kernel, q=call.q, k=call.k, g=call.g) | tiled(call, kernel, qg=saved.read, kg=saved.write)
+        call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **kept, sums=saved.sums)
     return saved
+
+
+Matrix = tuple[Tensor, int, int, int]  # a tensor, and how it is read: rows of so many numbers, in tiles of two sizes
+
+
+def rows(call: Call, kernel: Any, **given: Tensor) -> dict[str, Matrix]:
+    """`[B, T, H, K]`."""
+    return {name: (x, call.shape[2] * call.shape[3], call.bt, call.tuning(kernel).bk) for name, x in given.items()}
+
+
+def tiled(call: Call, kernel: Any, **given: Tensor) -> dict[str, Matrix]:
+    """`[…, BT, K]`."""
+    return {name: (x, call.shape[3], call.bt, call.tuning(kernel).bk) for name, x in given.items()}
+
+
+def fits(call: Call, kernel: Any) -> bool:
+    """Whether slices of channels end where heads do."""
+    return call.shape[3] % call.tuning(kernel).bk == 0
+
+
+def engine(fit: bool, matrices: dict[str, Matrix]) -> dict[str, Any]:
+    """The matrices for the chip's copy engine, if they fit and it takes all of them."""
+    if fit and None not in (found := {name: describe(*x) for name, x in matrices.items()}).values():
+        return found | {"DESC": True}
+    return {name: x[0] for name, x in matrices.items()} | {"DESC": False}
 
 
 def scan(
@@ -159,7 +183,7 @@ def backward(
     """dq, dk, dv in their inputs' dtypes; dg in the gate's shape, fp32; the initial state's if there is one."""
     with torch.cuda.device_of(q):
         call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start, do, d_end, *(saved or ())))
-        B, T, H, K, _ = call.shape
+        B, T, H, K, V = call.shape
         if saved is None:
             saved = prepare(call)
             _, states, _ = scan(call, saved, v, start, reverse=False, keep_states=True, keep_o=False, keep_end=False)
@@ -168,23 +192,37 @@ def backward(
             call, saved, do, d_end, reverse=True, keep_states=True, keep_o=True, keep_end=start is not None
         )
         assert dv is not None
-        x, y = call.new(B, T, H, K), call.new(B, T, H, K)
+        most, chunk = call.tuning(products_kernel), call.chunk
+        n_chunks = call.count(chunk)
+        x, y = call.new(n_chunks, H, K, chunk), call.new(n_chunks, H, chunk, K)
         flow = call.new(call.tiles, H, K, dtype=torch.float32) if call.kind != NONE else None
-        da = call.new(call.tiles, H, call.bt, call.bt)
+        da = call.new(call.tiles, H, call.bt, call.bt, dtype=torch.float32)
+        matrices = {
+            "do": (do, H * V, chunk, most.bv), "v": (v, H * V, chunk, most.bv),
+            "h": (saved.states, K, most.bv, most.bk), "dh": (d_states, K, most.bv, most.bk),
+            "x": (x, chunk, most.bk, chunk), "y": (y, K, chunk, most.bk),
+        }  # fmt: skip
+        given = engine(fits(call, products_kernel) and V % most.bv == 0, matrices)
         call.run(
-            products_kernel, call.tiles * (pieces(K, call.tuning(products_kernel).bk) + 1),
-            do=do, h=saved.states, dh=d_states, read=saved.read, write=saved.write, decay=saved.decay,
-            x=x, y=y, flow=flow, da=da,
+            products_kernel, call.tiles * pieces(K, most.bk), **given, read=saved.read, write=saved.write,
+            decay=saved.decay, flow=flow, da=da,
         )  # fmt: skip
-        del d_states
+        del d_states, given, matrices
         dq, dk = torch.empty_like(q), torch.empty_like(k)
-        given = {"x": x, "y": y, "da": da, "flow": flow, "dq": dq, "dk": dk}
+        kept = {"da": da, "flow": flow}
         if call.kind == CHANNEL:
-            d_gate = call.new(B, T, H, K, dtype=torch.float32)
-            kept = {"decay": saved.decay, "halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
+            dg = call.new(B, T, H, K, dtype=torch.float32)
+            kept |= {"decay": saved.decay, "halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
             for kernel in (channel_gradient_kernel, steep_gradient_kernel):
-                call.run(kernel, call.tiles, **given, **kept, dg=d_gate, EXACT=q.dtype == torch.float32)
-            return dq, dk, dv, d_gate, d_start
+                given = rows(call, kernel, q=q, k=k, g=call.g) | tiled(call, kernel, y=y)
+                given["x"] = x, chunk, call.tuning(kernel).bk, call.bt
+                out = {"dq": dq, "dk": dk, "dg": dg}
+                if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
+                    given, out = given | rows(call, kernel, **out), {}
+                exact = q.dtype == torch.float32
+                call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **out, **kept, EXACT=exact)
+            return dq, dk, dv, dg, d_start
+        given = {"x": x, "y": y, **kept, "dq": dq, "dk": dk}
         n_k = pieces(K, call.tuning(gradient_kernel).bk)
         dg = None if call.kind == NONE else call.new(n_k, B, T, H, dtype=torch.float32)
         call.run(gradient_kernel, call.tiles * n_k, **given, dg=dg)

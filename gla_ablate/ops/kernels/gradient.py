@@ -14,16 +14,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import NONE, head_matrix, locate, row_decay, tile_decay
+from gla_ablate.ops.kernels.common import NONE, chunk_of, head_matrix, locate, row_decay, tile_decay
 
 _NONE = tl.constexpr(NONE)
 
 
-@triton.jit(do_not_specialize=["T", "NT", "n_rows"])
+@triton.jit(do_not_specialize=["T", "NT", "NC", "n_rows"])
 def gradient_kernel(
-    q, k, g, x, y, da, flow, dq, dk, dg, cu_seqlens, tiles, scale, T, NT, n_rows,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, VARLEN: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, g, x, y, da, flow, dq, dk, dg, cu_seqlens, tiles, chunk_base, scale, T, NT, NC, n_rows,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr,
+    VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk `[B, T, H, K]` and dg `[K/BK, B, T, H]` (to be summed over slices) from x, y, flow and da of
     `products_kernel`. Grid: tiles · H · K/BK.
@@ -31,7 +31,7 @@ def gradient_kernel(
     NK: tl.constexpr = (K + BK - 1) // BK
     pid = tl.program_id(0)
     i_k, i_h, i_t = pid % NK, (pid // NK) % H, pid // (NK * H)
-    _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+    i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
     tile = i_t.to(tl.int64) * H + i_h
@@ -43,18 +43,21 @@ def gradient_kernel(
     m = m_t[:, None] & m_k[None, :]
     b_q = tl.load(q + p, mask=m, other=0.0)
     b_k = tl.load(k + p, mask=m, other=0.0)
-    b_u = tl.load(x + p, mask=m, other=0.0).to(tl.float32)  # what row i reads, from before the tile
-    b_l = tl.load(y + p, mask=m, other=0.0).to(tl.float32)  # what row j's write becomes, after the tile
+    chunk, o_r = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN), i_s % TPC * BT + o_i
+    p_x = x + (chunk * K + o_k[None, :]) * (TPC * BT) + o_r[:, None]
+    b_u = tl.load(p_x, mask=m, other=0.0).to(tl.float32)  # what row i reads, from before the tile
+    p_y = y + (chunk * (TPC * BT) + o_r[:, None]) * K + o_k[None, :]
+    b_l = tl.load(p_y, mask=m, other=0.0).to(tl.float32)  # what row j's write becomes, after the tile
     eye = o_i[:, None] == o_i[None, :]
     p_a = da + tile * BT * BT
-    b_a = tl.load(p_a + o_i[:, None] * BT + o_i[None, :]).to(tl.float32)
-    b_at = tl.load(p_a + o_i[None, :] * BT + o_i[:, None]).to(tl.float32)  # [j, i]
+    b_at = tl.load(p_a + o_i[:, None] * BT + o_i[None, :]).to(tl.float32)  # [j, i]
+    b_a = tl.load(p_a + o_i[None, :] * BT + o_i[:, None]).to(tl.float32)
     self_a = tl.sum(tl.where(eye, b_a, 0.0), axis=1)[:, None]
     b_a = tl.where(o_i[:, None] > o_i[None, :], b_a, 0.0)
     b_at = tl.where(o_i[:, None] < o_i[None, :], b_at, 0.0)
     f_q, f_k = b_q.to(tl.float32) * scale, b_k.to(tl.float32)
     if GATE != _NONE:
-        prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, 1, GATE)
         b_u *= tl.exp2(prefix)[:, None]
         b_l *= tl.exp2(suffix)[:, None]
         ended = tl.sum(f_q * b_u, axis=1)

@@ -3,12 +3,13 @@ r"""The gradients of q, k and g for gates on channels.
 dg_t is the sum, over the pairs (i, j) of rows with j < t ≤ i, of P_ij = dA_ij q_i k_j exp(…): each path from a write to
 a read that crosses step t. With U_i = Σ_j P_ij what row i reads and L_j = Σ_i P_ij what row j's write becomes, it is
 what passes over the tile or leaves it, plus Σ_{i ≥ t} (U_i − L_i), in which a pair that doesn't cross t must cancel. It
-does, because both sides are formed, pair group by pair group, from the same rounded factors; pairs that leave the tile
-enter as what they are, so that no sum outgrows what crosses the tile's own steps. The pair (i, i) crosses nothing: it
-stays out of every product and is added to dq and dk elementwise.
+does to 2^−16 of itself, because both factors and dA are in two halves of 16 bits; pairs that leave the tile enter as
+what they are, so that no sum outgrows what crosses the tile's own steps. The pair (i, i) crosses nothing: it stays out
+of every product and is added to dq and dk elementwise. For fp32 inputs (EXACT) steep tiles take the sum outward from
+each anchor instead, which holds crossing pairs alone.
 
-That leaves a rounding of what cancels, fp32's for bf16 inputs, of tf32's size for fp16, below that of the factors. For
-fp32 inputs (EXACT) steep tiles take the sum outward from each anchor instead, which holds crossing pairs alone.
+Everything is transposed, channels by rows `[BK, BT]` (see `gla_ablate.ops.kernels.decay`), and in an order that keeps
+as little at a time as possible: registers are what limits how much of this a chip does at once.
 """
 
 from __future__ import annotations
@@ -16,158 +17,186 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import locate
+from gla_ablate.ops.kernels.common import block, chunk_of, cut, locate, store
 from gla_ablate.ops.kernels.decay import (
+    across,
     between,
     centred,
-    inputs,
+    collected,
+    gates,
     is_later,
     matrices,
+    matrix,
     parts,
-    rounded,
+    product,
     summed,
+    turned,
 )
 
 
 @triton.jit
-def both_ways(da, tile, BT: tl.constexpr, DTYPE: tl.constexpr):
-    """dA of a tile and its transpose in one `[BT, BT]`, and its diagonal `[BT, 1]`."""
+def scores_gradient(da, tile, BT: tl.constexpr):
+    """dAᵀ `[j, i]` of a tile, and its diagonal `[1, BT]`; both fp32."""
     o_i = tl.arange(0, BT)
     p = da + tile * BT * BT
-    b_a = tl.where(
-        o_i[:, None] >= o_i[None, :],
-        tl.load(p + o_i[:, None] * BT + o_i[None, :]),
-        tl.load(p + o_i[None, :] * BT + o_i[:, None]),
-    )
-    return b_a.to(DTYPE), tl.load(p + o_i[:, None] * (BT + 1)).to(tl.float32)
+    b_self = tl.load(p + o_i * (BT + 1))[None, :]
+    return tl.load(p + o_i[:, None] * BT + o_i[None, :]), b_self
 
 
-@triton.jit(do_not_specialize=["T", "NT"])
+@triton.jit
+def beside(p, row, col, width, m_k, m_t, DESC: tl.constexpr, WHOLE: tl.constexpr):
+    """`across` of a matrix that is transposed already."""
+    b = block(p, row, col, width, m_k, m_t, DESC)
+    if DESC and not WHOLE:
+        b = tl.where(m_t[None, :], b, 0.0).to(b.dtype)
+    return b
+
+
+@triton.jit(do_not_specialize=["T", "NT", "NC"])
 def channel_gradient_kernel(
-    q, k, g, halves, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, scale, T, NT,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
-    VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, g, halves, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr, LEVELS: tl.constexpr,
+    STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dg `[B, T, H, K]` of tiles not marked steep, with the anchor of `prepare_kernel`, from x, y, flow and da
     of `products_kernel`. Grid: tiles · H.
+
+    DESC: q, k, g, x, y are tensor descriptors; WHOLE: no sequence ends inside a tile, and dq, dk, dg are, too.
     """
     pid = tl.program_id(0)
     i_h, i_t = pid % H, pid // H
-    _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+    i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
     tile = i_t.to(tl.int64) * H + i_h
     if tl.load(steep + tile) != 0:
         return
+    R: tl.constexpr = TPC * BT
+    chunk = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN)
+    i_r = i_s % TPC * BT
     o_i = tl.arange(0, BT)
-    o_t = i_s * BT + o_i
-    b_a, b_self = both_ways(da, tile, BT, DTYPE)
-    b_lower = tl.where(o_i[:, None] > o_i[None, :], b_a, 0.0).to(DTYPE)
-    b_upper = tl.where(o_i[:, None] < o_i[None, :], b_a, 0.0).to(DTYPE)
-    take = matrices(sums, 0, 3, BT)
+    m_t = i_s * BT + o_i < length
+    row = first + i_s * BT
+    b_a, b_self = scores_gradient(da, tile, BT)
+    pairs = parts(tl.where(o_i[:, None] < o_i[None, :], b_a, 0.0), DTYPE)
+    upto, middle = matrix(sums, 0, BT), matrix(sums, LEVELS + 2, BT)
+    zero = tl.zeros([BK, BT], dtype=tl.float32)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
+        col = i_h * K + i_k * BK
         o_k = i_k * BK + tl.arange(0, BK)
         m_k = o_k < K
-        p, m, b_g, b_q, b_k = inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H, K)
-        d = summed(take[2], parts(b_g, DTYPE))
-        e, f = tl.exp2(d), tl.exp2(-d)
-        b_e, b_f = b_q * e, b_k * f
-        b_u = tl.dot(b_lower, b_f.to(DTYPE), input_precision=PRECISION)
-        b_l = tl.dot(b_upper, b_e.to(DTYPE), input_precision=PRECISION)
-        b_e, b_f = rounded(b_e, DTYPE), rounded(b_f, DTYPE)
-        early = tl.load(halves + 2 * tile * K + o_k, mask=m_k, other=0.0)
-        late = tl.load(halves + (2 * tile + 1) * K + o_k, mask=m_k, other=0.0)
-        b_x = tl.load(x + p, mask=m, other=0.0).to(tl.float32) * early[None, :]
-        b_y = tl.load(y + p, mask=m, other=0.0).to(tl.float32) * late[None, :]
-        through = tl.load(flow + tile * K + o_k, mask=m_k, other=0.0) * early * late
-        # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
-        b_z = b_e * (b_u + b_x) - b_f * b_l
-        b_dg = summed(tl.trans(take[0]), parts(b_z, DTYPE)) + summed(tl.trans(take[1]), parts(b_f * b_y, DTYPE))
-        b_dq = e * (b_u + b_x) + b_self * b_k
-        b_dk = f * (b_l + b_y) + b_self * b_q
-        tl.store(dq + p, (b_dq * scale).to(dq.dtype.element_ty), mask=m)
-        tl.store(dk + p, b_dk.to(dk.dtype.element_ty), mask=m)
-        tl.store(dg + p, b_dg + through[None, :], mask=m)
+        early = tl.load(halves + 2 * tile * K + o_k, mask=m_k, other=0.0)[:, None]
+        late = tl.load(halves + (2 * tile + 1) * K + o_k, mask=m_k, other=0.0)[:, None]
+        passed = tl.load(flow + tile * K + o_k, mask=m_k, other=0.0)[:, None] * early * late
+        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        d = centred(parts(b_g, DTYPE), middle, BT // 2)
+        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32)
+        b_u = product(parts(b_k * tl.exp2(-d), DTYPE), pairs, zero, PRECISION)
+        b_u += beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32) * early
+        e = tl.exp2(d)
+        b_u *= e
+        store(dq, tl.trans((b_u + b_self * b_k) * scale), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32) * scale
+        b_z = b_q * b_u
+        b_l = product(parts(b_q * e, DTYPE), turned(pairs), zero, PRECISION)
+        f = tl.exp2(d * -1.0)  # formed anew: the compiler would keep what it takes for the same number
+        b_y = across(y, chunk * R + i_r, i_k * BK, K, m_t, m_k, DESC, WHOLE).to(tl.float32) * late * f
+        left = tl.sum(b_k * b_y, axis=1)[:, None]
+        b_l = b_l * f + b_y
+        store(dk, tl.trans(b_l + b_self * b_q), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        # over row t: what leaves the tile; what is read from t on, less what was written from t on
+        b_dg = collected(parts(b_z - b_k * b_l, DTYPE), upto) + (left + passed)
+        store(dg, tl.trans(b_dg), row, col, H * K, m_t, m_k, DESC and WHOLE)
 
 
 @triton.jit
-def meetings(b_a, level: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr):
+def meetings(b_a, level: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
     """The pairs of dA that meet at each level of the tree, from blocks on; one tile of no use if there is no level."""
-    one = (tl.where(between(BLOCK << level, b_a.shape[0]), b_a, 0.0).to(b_a.dtype),)
+    one = (parts(tl.where(between(BLOCK << level, b_a.shape[0]), b_a, 0.0), DTYPE),)
     if level + 1 >= LEVELS:
         return one
     else:
-        return one + meetings(b_a, level + 1, LEVELS, BLOCK)
+        return one + meetings(b_a, level + 1, LEVELS, BLOCK, DTYPE)
 
 
-@triton.jit(do_not_specialize=["T", "NT"])
+@triton.jit(do_not_specialize=["T", "NT", "NC"])
 def steep_gradient_kernel(
-    q, k, g, decay, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, scale, bound, T, NT,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
-    LEVELS: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, EXACT: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, k, g, decay, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, chunk_base, scale, bound, T, NT, NC,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
+    LEVELS: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr,
+    EXACT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The same for tiles marked steep, with the anchors of `steep_prepare_kernel`."""
     pid = tl.program_id(0)
     i_h, i_t = pid % H, pid // H
-    _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+    i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
     tile = i_t.to(tl.int64) * H + i_h
     if tl.load(steep + tile) == 0:
         return
+    R: tl.constexpr = TPC * BT
+    chunk = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN)
+    i_r = i_s % TPC * BT
     o_i = tl.arange(0, BT)
-    o_t = i_s * BT + o_i
-
-    b_a, b_self = both_ways(da, tile, BT, DTYPE)  # every product below takes its pairs from one side or both
-    block = o_i[:, None] // BLOCK == o_i[None, :] // BLOCK
-    b_lower = tl.where(block & (o_i[:, None] > o_i[None, :]), b_a, 0.0).to(DTYPE)
-    b_upper = tl.where(block & (o_i[:, None] < o_i[None, :]), b_a, 0.0).to(DTYPE)
-    pairs = meetings(b_a, 0, LEVELS, BLOCK)
-    take = matrices(sums, 0, LEVELS + 4, BT)
+    m_t = i_s * BT + o_i < length
+    row = first + i_s * BT
+    b_a, b_self = scores_gradient(da, tile, BT)
+    same = o_i[:, None] // BLOCK == o_i[None, :] // BLOCK
+    inner = parts(tl.where(same & (o_i[:, None] < o_i[None, :]), b_a, 0.0), DTYPE)
+    # both ways round: each product below takes its pairs from one side or both
+    b_at = tl.load(da + tile * BT * BT + o_i[None, :] * BT + o_i[:, None])
+    outer = meetings(tl.where(o_i[:, None] < o_i[None, :], b_a, b_at), 0, LEVELS, BLOCK, DTYPE)
+    take = matrices(sums, 0, LEVELS + 3, BT)
+    zero = tl.zeros([BK, BT], dtype=tl.float32)
 
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
+        col = i_h * K + i_k * BK
         o_k = i_k * BK + tl.arange(0, BK)
-        p, m, b_g, b_q, b_k = inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H, K)
+        m_k = o_k < K
+        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
         g_parts = parts(b_g, DTYPE)
+        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32)
+        b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32) * scale
 
         # pairs across the tile's borders
-        b_dq = tl.load(x + p, mask=m, other=0.0).to(tl.float32) * tl.exp2(summed(take[0], g_parts))
-        b_dk = tl.load(y + p, mask=m, other=0.0).to(tl.float32) * tl.exp2(summed(take[1], g_parts))
-        p_k = tile * K + o_k
-        through = tl.load(flow + p_k, mask=o_k < K, other=0.0) * tl.load(decay + p_k, mask=o_k < K, other=0.0)
+        b_dk = across(y, chunk * R + i_r, i_k * BK, K, m_t, m_k, DESC, WHOLE).to(tl.float32)
+        b_dk *= tl.exp2(summed(g_parts, take[1]))
         # over row t: what is written before it and leaves the tile; then what is read after it and came from outside
-        b_dg = summed(tl.trans(take[1]), parts(b_k * b_dk, DTYPE)) + through[None, :]
+        b_dg = collected(parts(b_k * b_dk, DTYPE), take[1])
+        b_dq = beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32)
+        b_dq *= tl.exp2(summed(g_parts, take[0]))
         b_z = b_q * b_dq
 
         for level in tl.static_range(LEVELS):
             later = is_later(BLOCK << level, BT)
-            b_e = tl.exp2(summed(take[level + 4], g_parts))
+            b_e = tl.exp2(summed(g_parts, take[level + 3]))
             b_f = tl.where(later, b_q, b_k) * b_e
-            b_w = tl.dot(pairs[level], b_f.to(DTYPE), input_precision=PRECISION)
-            b_p = rounded(b_f, DTYPE) * b_w
+            b_w = product(parts(b_f, DTYPE), outer[level], zero, PRECISION)
+            b_p = b_f * b_w
             if EXACT:
-                b_dg += summed(tl.trans(take[level + 4]), parts(b_p, DTYPE))
+                b_dg += collected(parts(b_p, DTYPE), take[level + 3])
             else:
                 b_z += tl.where(later, b_p, -b_p)
             b_w *= b_e
             b_dq += tl.where(later, b_w, 0.0)
             b_dk += tl.where(later, 0.0, b_w)
-        b_dg += summed(tl.trans(take[0]), parts(b_z, DTYPE))
+        b_dg += collected(parts(b_z, DTYPE), take[0])
 
-        e, f = centred(take[3], b_g, bound, BLOCK // 2, DTYPE)
-        b_e, b_f = b_q * e, b_k * f
-        b_w = tl.dot(b_lower, b_f.to(DTYPE), input_precision=PRECISION)
-        b_dq += b_w * e + b_self * b_k
-        b_z = rounded(b_e, DTYPE) * b_w
-        b_w = tl.dot(b_upper, b_e.to(DTYPE), input_precision=PRECISION)
-        b_dk += b_w * f + b_self * b_q
-        b_z -= rounded(b_f, DTYPE) * b_w
+        d = centred(parts(cut(b_g, bound), DTYPE), take[2], BLOCK // 2)
+        b_f = b_k * tl.exp2(-d)
+        b_w = product(parts(b_f, DTYPE), inner, zero, PRECISION)
+        b_e = b_q * tl.exp2(d)
+        b_z = b_e * b_w
+        b_dq += b_w * tl.exp2(d) + b_self * b_k
+        store(dq, tl.trans(b_dq * scale), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        b_w = product(parts(b_e, DTYPE), turned(inner), zero, PRECISION)
+        b_z -= b_f * b_w
+        b_dk += b_w * tl.exp2(-d) + b_self * b_q
+        store(dk, tl.trans(b_dk), row, col, H * K, m_t, m_k, DESC and WHOLE)
         # outward from the centre, like the decay; where a step was cut, the pairs across it were too heavy
-        b_z = tl.where(is_later(BLOCK // 2, BT), b_z, -b_z)
-        b_z = summed(tl.trans(take[3]), parts(b_z, DTYPE))
+        b_z = collected(parts(tl.where(is_later(BLOCK // 2, BT), b_z, -b_z), DTYPE), take[2])
         b_dg += b_z * tl.exp2(tl.minimum(b_g - bound, 0.0))
-
-        tl.store(dq + p, (b_dq * scale).to(dq.dtype.element_ty), mask=m)
-        tl.store(dk + p, b_dk.to(dk.dtype.element_ty), mask=m)
-        tl.store(dg + p, b_dg, mask=m)
+        passed = tl.load(flow + tile * K + o_k, mask=m_k, other=0.0) * tl.load(decay + tile * K + o_k, mask=m_k, other=0.0)
+        store(dg, tl.trans(b_dg + passed[:, None]), row, col, H * K, m_t, m_k, DESC and WHOLE)

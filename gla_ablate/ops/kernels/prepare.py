@@ -3,6 +3,8 @@
 Two kernels take the same tiles. Where the gates of a tile are mild, one anchor in its middle serves all its rows: no
 exponent leaves the range of fp32, and a score is exp(d_i) q_i · exp(−d_j) k_j. `prepare_kernel` assumes it, finds out,
 and marks the other tiles, which `steep_prepare_kernel` does over.
+
+What the two factors of a score lose in 16 bits would be most of the error of o and dv, so each is in two halves.
 """
 
 from __future__ import annotations
@@ -10,20 +12,34 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import locate
-from gla_ablate.ops.kernels.decay import between, centred, inputs, is_later, matrices, parts, summed
+from gla_ablate.ops.kernels.common import cut, locate, store
+from gla_ablate.ops.kernels.decay import (
+    across,
+    between,
+    centred,
+    gates,
+    is_later,
+    matrices,
+    matrix,
+    parts,
+    product,
+    summed,
+    turned,
+)
 
 
 @triton.jit(do_not_specialize=["T", "NT"])
 def prepare_kernel(
     q, k, g, qg, kg, decay, halves, scores, steep, sums, cu_seqlens, tiles, scale, mild, T, NT,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, LEVELS: tl.constexpr, STAGES: tl.constexpr,
+    VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """qg = scale · q · exp(prefix), kg = k · exp(suffix) `[tiles, H, BT, K]`, zero past a sequence's end; decay
     `[tiles, H, K]` and halves `[tiles, H, 2, K]`: what a whole tile and its halves let through; scores
     `[tiles, H, BT, BT]` of each tile with itself; steep `[tiles, H]`: whether a half decays by more than `mild` (log2),
-    which leaves the scores to be done over. Grid: tiles · H.
+    which leaves all but decay and halves to be done over. Grid: tiles · H.
+
+    DESC: q, k, g, qg, kg are tensor descriptors; WHOLE: no sequence ends inside a tile.
     """
     pid = tl.program_id(0)
     i_h, i_t = pid % H, pid // H
@@ -31,33 +47,36 @@ def prepare_kernel(
     if i_s * BT >= length:
         return
     o_i = tl.arange(0, BT)
-    o_t = i_s * BT + o_i
+    m_t = i_s * BT + o_i < length
+    m_i = o_i < BT
+    row = first + i_s * BT
     tile = i_t.to(tl.int64) * H + i_h
-    take = matrices(sums, 0, 3, BT)
+    middle = matrix(sums, LEVELS + 2, BT)
     acc = tl.zeros([BT, BT], dtype=tl.float32)
-    beyond = tl.zeros([BT, BK], dtype=tl.int32)
+    beyond = tl.zeros([BK], dtype=tl.int32)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
+        col = i_h * K + i_k * BK
         o_k = i_k * BK + tl.arange(0, BK)
-        _p, _m, b_g, b_q, b_k = inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H, K)
-        g_parts = parts(b_g, DTYPE)
-        b_p = tl.exp2(summed(take[0], g_parts))
-        b_s = tl.exp2(summed(take[1], g_parts))
-        d = summed(take[2], g_parts)
-        m_k = (o_k < K)[None, :]
-        p_r = tile * BT * K + o_i[:, None] * K + o_k[None, :]
-        tl.store(qg + p_r, (b_q * b_p).to(qg.dtype.element_ty), mask=m_k)
-        tl.store(kg + p_r, (b_k * b_s).to(kg.dtype.element_ty), mask=m_k)
-        middle = m_k & (o_i == BT // 2 - 1)[:, None]
-        p_k = tile * K + o_i[:, None] * 0 + o_k[None, :]
-        tl.store(decay + p_k, b_p, mask=m_k & (o_i == BT - 1)[:, None])
-        tl.store(halves + tile * K + p_k, b_p, mask=middle)
-        tl.store(halves + (tile + 1) * K + p_k, b_s, mask=middle)
-        beyond |= (tl.abs(d) <= mild).to(tl.int32) ^ 1  # so that NaN is beyond
-        b_e, b_f = (b_q * tl.exp2(d)).to(DTYPE), (b_k * tl.exp2(-d)).to(DTYPE)
-        acc = tl.dot(b_e, tl.trans(b_f), acc, input_precision=PRECISION)
+        m_k = o_k < K
+        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        early = tl.sum(tl.where(is_later(BT // 2, BT), 0.0, b_g), axis=1)
+        late = tl.sum(tl.where(is_later(BT // 2, BT), b_g, 0.0), axis=1)
+        beyond |= ((tl.abs(early) <= mild) & (tl.abs(late) <= mild)).to(tl.int32) ^ 1  # so that NaN is beyond
+        early, late = tl.exp2(early), tl.exp2(late)
+        tl.store(decay + tile * K + o_k, early * late, mask=m_k)
+        tl.store(halves + 2 * tile * K + o_k, early, mask=m_k)
+        tl.store(halves + (2 * tile + 1) * K + o_k, late, mask=m_k)
+        d = centred(parts(b_g, DTYPE), middle, BT // 2)
+        b_e = b_q.to(tl.float32) * scale * tl.exp2(d)
+        b_f = b_k.to(tl.float32) * tl.exp2(-d)
+        store(qg, tl.trans(b_e * early[:, None]), tile * BT, i_k * BK, K, m_i, m_k, DESC)
+        store(kg, tl.trans(b_f * late[:, None]), tile * BT, i_k * BK, K, m_i, m_k, DESC)
+        acc = product(turned(parts(b_e, DTYPE)), parts(b_f, DTYPE), acc, PRECISION)
     acc = tl.where(o_i[:, None] >= o_i[None, :], acc, 0.0)
     tl.store(scores + tile * BT * BT + o_i[:, None] * BT + o_i[None, :], acc.to(scores.dtype.element_ty))
-    tl.store(steep + tile, tl.max(tl.max(beyond, axis=1), axis=0))
+    tl.store(steep + tile, tl.max(beyond, axis=0))
 
 
 @triton.jit
@@ -79,19 +98,20 @@ def halves(
     if level == LEVELS:
         return ()
     else:
-        later = is_later(BLOCK << level, b_q.shape[0])
-        b_z = (tl.where(later, b_q, b_k) * tl.exp2(summed(take[level + 1], g_parts))).to(DTYPE)
-        one = (tl.dot(b_z, tl.trans(b_z), acc[level + 1], input_precision=PRECISION),)
+        later = is_later(BLOCK << level, take[0].shape[0])
+        b_z = parts(tl.where(later, b_q, b_k) * tl.exp2(summed(g_parts, take[level + 3])), DTYPE)
+        one = (product(turned(b_z), b_z, acc[level + 1], PRECISION),)
         return one + halves(acc, b_q, b_k, g_parts, take, level + 1, LEVELS, BLOCK, DTYPE, PRECISION)
 
 
 @triton.jit(do_not_specialize=["T", "NT"])
 def steep_prepare_kernel(
-    q, k, g, scores, steep, sums, cu_seqlens, tiles, scale, bound, T, NT,
+    q, k, g, qg, kg, scores, steep, sums, cu_seqlens, tiles, scale, bound, T, NT,
     H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
-    STAGES: tl.constexpr, VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The scores of tiles marked steep: a tree of halves, each anchored where they meet, down to blocks about
+    """qg, kg and the scores of tiles marked steep: a tree of halves, each anchored where they meet, down to blocks about
     their centre, where alone an exponent may be positive and steps are cut at `bound`."""
     pid = tl.program_id(0)
     i_h, i_t = pid % H, pid // H
@@ -102,16 +122,24 @@ def steep_prepare_kernel(
     if tl.load(steep + tile) == 0:
         return
     o_i = tl.arange(0, BT)
-    o_t = i_s * BT + o_i
-    take = matrices(sums, 3, LEVELS + 4, BT)
+    m_t = i_s * BT + o_i < length
+    m_i = o_i < BT
+    row = first + i_s * BT
+    take = matrices(sums, 0, LEVELS + 3, BT)
     acc = empty(LEVELS + 1, BT)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
-        o_k = i_k * BK + tl.arange(0, BK)
-        _p, _m, b_g, b_q, b_k = inputs(q, k, g, first, o_t, length, i_h, o_k, scale, H, K)
+        col = i_h * K + i_k * BK
+        m_k = i_k * BK + tl.arange(0, BK) < K
+        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32) * scale
+        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32)
         g_parts = parts(b_g, DTYPE)
-        e, f = centred(take[0], b_g, bound, BLOCK // 2, DTYPE)
-        b_e, b_f = (b_q * e).to(DTYPE), (b_k * f).to(DTYPE)
-        one = (tl.dot(b_e, tl.trans(b_f), acc[0], input_precision=PRECISION),)
+        b_p, b_s = b_q * tl.exp2(summed(g_parts, take[0])), b_k * tl.exp2(summed(g_parts, take[1]))
+        store(qg, tl.trans(b_p), tile * BT, i_k * BK, K, m_i, m_k, DESC)
+        store(kg, tl.trans(b_s), tile * BT, i_k * BK, K, m_i, m_k, DESC)
+        d = centred(parts(cut(b_g, bound), DTYPE), take[2], BLOCK // 2)
+        b_e, b_f = parts(b_q * tl.exp2(d), DTYPE), parts(b_k * tl.exp2(-d), DTYPE)
+        one = (product(turned(b_e), b_f, acc[0], PRECISION),)
         acc = one + halves(acc, b_q, b_k, g_parts, take, 0, LEVELS, BLOCK, DTYPE, PRECISION)
     causal = o_i[:, None] >= o_i[None, :]
     b_a = tl.where(causal & (o_i[:, None] // BLOCK == o_i[None, :] // BLOCK), acc[0], 0.0)

@@ -12,6 +12,12 @@ from typing import NamedTuple
 import torch
 
 
+TRANSPOSED = (
+    *("prepare_kernel", "steep_prepare_kernel", "channel_gradient_kernel", "steep_gradient_kernel"),
+    "products_kernel",
+)
+
+
 class Tuning(NamedTuple):
     """The largest tiles of K and V, warps, stages of pipelined loops."""
 
@@ -21,9 +27,9 @@ class Tuning(NamedTuple):
     num_stages: int = 2
 
 
-def tile(size: int, most: int) -> int:
-    """The tile for a dimension: a power of two from 16 (the smallest that matrix units take) to `most`."""
-    return max(16, min(most, 1 << (size - 1).bit_length()))
+def tile(size: int, most: int, least: int = 16) -> int:
+    """The tile for a dimension: a power of two from `least` (matrix units take no less than 16) to `most`."""
+    return max(least, min(most, 1 << (size - 1).bit_length()))
 
 
 def pieces(size: int, piece: int) -> int:
@@ -36,11 +42,13 @@ def tuning(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: in
     most = largest(kernel, kind, dtype, K, V, chunk)
     if K % 16 or V % 16:
         most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
-    if dtype == torch.bfloat16 and K <= 32:
+    if dtype == torch.bfloat16 and K <= 32 and kernel not in TRANSPOSED:
         # at one slice of 32 channels or fewer the matrix units of whole warp groups give wrong results with Triton 3.6
-        # (gradients of q, at 16 channels states), or fault; those of single warps, which 2 warps leave, are right
-        most = most._replace(num_warps=4 if kernel == "products_kernel" else 2, num_stages=1)
-    return most._replace(bk=tile(K, most.bk), bv=tile(V, most.bv))
+        # (at 16 channels states), or fault; those of single warps, which 2 warps leave, are right
+        most = most._replace(num_warps=2, num_stages=1)
+    # channels are the rows of the transposed tiles, and whole warp groups take 64 rows
+    least = 64 if dtype == torch.bfloat16 and kernel in TRANSPOSED else 16
+    return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv))
 
 
 def largest(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: int) -> Tuning:
@@ -57,11 +65,7 @@ def largest(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: i
     if kernel == "products_kernel":
         if not narrow:
             return Tuning(32, 32, 4, 1)
-        if chunk <= 64:
-            return Tuning(128, 64, 8, 2)
-        return Tuning(128, 32, 8, 5) if chunk == 128 else Tuning(32, 64, 8, 2)
-    if kernel in ("prepare_kernel", "steep_prepare_kernel"):
-        return Tuning(32, 64, 4, 2) if narrow else Tuning(32, 32, 4, 1)
-    if kernel in ("channel_gradient_kernel", "steep_gradient_kernel"):
-        return Tuning(32, 64, 4, 2) if narrow else Tuning(32, 64, 4, 1)
+        return Tuning(128, 64, 4, 3) if chunk <= 64 else Tuning(128, 64, 8, 3)
+    if kernel in ("prepare_kernel", "steep_prepare_kernel", "channel_gradient_kernel", "steep_gradient_kernel"):
+        return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 64, 4, 1)
     return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)
