@@ -55,12 +55,12 @@ def launch(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a dtype is computed with; `chunkwise` tells what `block` (rows) and `bound` (nats) are."""
+    """How a dtype is computed with; `chunkwise` tells what `block` (rows) and `bound` are."""
 
     store: torch.dtype  # of q̂, k̂, states, scores, and the operands of products
     precision: str  # of products whose operands are fp32
     block: int
-    bound: float
+    bound: float  # log2, in 8 bits
     tile: int  # the most rows of a tile: its sums and scores must fit in shared memory several times
     keep: int  # the most rows between two states that are kept
     mild: float  # nats over half a tile up to which one anchor serves all of it
@@ -68,9 +68,9 @@ class Numerics:
 
 # fp16 has neither the range for states and anchored factors nor bf16's room: its products run on fp32 operands.
 NUMERICS = {
-    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -9.0, 64, 128, 60.0),
-    torch.float16: Numerics(torch.float32, "tf32", 16, -9.0, 32, 32, 60.0),
-    torch.float32: Numerics(torch.float32, "tf32x3", 8, -19.0, 32, 32, 6.0),
+    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -13.0, 64, 128, 60.0),
+    torch.float16: Numerics(torch.float32, "tf32", 16, -13.0, 32, 32, 60.0),
+    torch.float32: Numerics(torch.float32, "tf32x3", 8, -27.0, 32, 32, 6.0),
 }
 TL_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -204,7 +204,7 @@ class Call:
             "BLOCK": self.numerics.block, "LEVELS": self.levels,
             "GATE": self.kind, "VARLEN": self.cu_seqlens is not None, "WHOLE": self.whole,
             "DTYPE": TL_DTYPE[self.numerics.store], "PRECISION": self.numerics.precision,
-            "scale": self.scale, "bound": self.numerics.bound * LOG2E.value,
+            "scale": self.scale, "BOUND": self.numerics.bound,
             "mild": self.numerics.mild * LOG2E.value,
             **self.tables,
         }  # fmt: skip

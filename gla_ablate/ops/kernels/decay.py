@@ -70,6 +70,25 @@ def parts(b, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def joined(b):
+    """What `parts` took apart."""
+    if len(b) == 1:
+        return b[0]
+    else:
+        return b[0].to(tl.float32) + b[1].to(tl.float32)
+
+
+@triton.jit
+def clipped(b, BOUND: tl.constexpr):
+    """`parts` of max(b, BOUND), but for what is within 2^−8 of it; BOUND has no lower half."""
+    if len(b) == 1:
+        return (cut(b[0], BOUND),)
+    else:
+        below = b[0].to(tl.float32) < BOUND
+        return (tl.where(below, BOUND, b[0]).to(b[0].dtype), tl.where(below, 0.0, b[1]).to(b[1].dtype))
+
+
+@triton.jit
 def summed(b, take):
     """`[BK, BT]`: of b, from `parts`, the sum over the rows that `take` `[BT, BT]` marks for each row."""
     if len(b) == 1:

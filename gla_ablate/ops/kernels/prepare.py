@@ -12,11 +12,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import cut, locate, store
+from gla_ablate.ops.kernels.common import locate, store
 from gla_ablate.ops.kernels.decay import (
     across,
     between,
     centred,
+    clipped,
     gates,
     is_later,
     matrices,
@@ -79,40 +80,15 @@ def prepare_kernel(
     tl.store(steep + tile, tl.max(beyond, axis=0))
 
 
-@triton.jit
-def empty(n: tl.constexpr, BT: tl.constexpr):
-    one = (tl.zeros([BT, BT], dtype=tl.float32),)
-    if n == 1:
-        return one
-    else:
-        return one + empty(n - 1, BT)
-
-
-@triton.jit
-def halves(
-    acc, b_q, b_k, g_parts, take, level: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Scores of the later half of every 2w rows with the earlier, w = BLOCK · 2^level, added to acc from `level` on.
-    One tile holds both factors, each with the decay to the middle, both exponents ≤ 0."""
-    if level == LEVELS:
-        return ()
-    else:
-        later = is_later(BLOCK << level, take[0].shape[0])
-        b_z = parts(tl.where(later, b_q, b_k) * tl.exp2(summed(g_parts, take[level + 3])), DTYPE)
-        one = (product(turned(b_z), b_z, acc[level + 1], PRECISION),)
-        return one + halves(acc, b_q, b_k, g_parts, take, level + 1, LEVELS, BLOCK, DTYPE, PRECISION)
-
-
 @triton.jit(do_not_specialize=["T", "NT"])
 def steep_prepare_kernel(
-    q, k, g, qg, kg, scores, steep, sums, cu_seqlens, tiles, scale, bound, T, NT,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
-    STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, k, g, qg, kg, scores, steep, sums, cu_seqlens, tiles, scale, T, NT,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr,
+    LEVELS: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """qg, kg and the scores of tiles marked steep: a tree of halves, each anchored where they meet, down to blocks about
-    their centre, where alone an exponent may be positive and steps are cut at `bound`."""
+    their centre, where alone an exponent may be positive and steps are cut at BOUND."""
     pid = tl.program_id(0)
     i_h, i_t = pid % H, pid // H
     _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
@@ -126,24 +102,28 @@ def steep_prepare_kernel(
     m_i = o_i < BT
     row = first + i_s * BT
     take = matrices(sums, 0, LEVELS + 3, BT)
-    acc = empty(LEVELS + 1, BT)
+    causal = o_i[:, None] >= o_i[None, :]
+    zero = tl.zeros([BT, BT], dtype=tl.float32)
+    acc = zero
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         col = i_h * K + i_k * BK
         m_k = i_k * BK + tl.arange(0, BK) < K
-        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        g_parts = parts(gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE), DTYPE)
         b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32) * scale
         b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32)
-        g_parts = parts(b_g, DTYPE)
         b_p, b_s = b_q * tl.exp2(summed(g_parts, take[0])), b_k * tl.exp2(summed(g_parts, take[1]))
         store(qg, tl.trans(b_p), tile * BT, i_k * BK, K, m_i, m_k, DESC)
         store(kg, tl.trans(b_s), tile * BT, i_k * BK, K, m_i, m_k, DESC)
-        d = centred(parts(cut(b_g, bound), DTYPE), take[2], BLOCK // 2)
+        # the later half of every 2w rows with the earlier: one tile holds both factors, each with the decay to where
+        # they meet, both exponents ≤ 0
+        for level in tl.static_range(LEVELS):
+            later = is_later(BLOCK << level, BT)
+            b_z = (tl.where(later, b_q, b_k) * tl.exp2(summed(g_parts, take[level + 3]))).to(DTYPE)
+            b_a = tl.dot(tl.trans(b_z), b_z, input_precision=PRECISION)
+            acc += tl.where(causal & between(BLOCK << level, BT), b_a, 0.0)
+        d = centred(clipped(g_parts, BOUND), take[2], BLOCK // 2)
         b_e, b_f = parts(b_q * tl.exp2(d), DTYPE), parts(b_k * tl.exp2(-d), DTYPE)
-        one = (product(turned(b_e), b_f, acc[0], PRECISION),)
-        acc = one + halves(acc, b_q, b_k, g_parts, take, 0, LEVELS, BLOCK, DTYPE, PRECISION)
-    causal = o_i[:, None] >= o_i[None, :]
-    b_a = tl.where(causal & (o_i[:, None] // BLOCK == o_i[None, :] // BLOCK), acc[0], 0.0)
-    for level in tl.static_range(LEVELS):
-        b_a += tl.where(causal & between(BLOCK << level, BT), acc[level + 1], 0.0)
+        b_a = product(turned(b_e), b_f, zero, PRECISION)
+        acc += tl.where(causal & (o_i[:, None] // BLOCK == o_i[None, :] // BLOCK), b_a, 0.0)
     p_a = scores + tile * BT * BT + o_i[:, None] * BT + o_i[None, :]
-    tl.store(p_a, b_a.to(scores.dtype.element_ty))
+    tl.store(p_a, acc.to(scores.dtype.element_ty))
