@@ -126,6 +126,24 @@ def block(p, row, col, width, m_r, m_c, DESC: tl.constexpr):
 
 
 @triton.jit
+def across(p, row, col, width, m_t, m_k, DESC: tl.constexpr, WHOLE: tl.constexpr):
+    """`block`, transposed `[BK, BT]`, zero in rows past the sequence's end."""
+    b = tl.trans(block(p, row, col, width, m_t, m_k, DESC))
+    if DESC and not WHOLE:
+        b = tl.where(m_t[None, :], b, 0.0).to(b.dtype)
+    return b
+
+
+@triton.jit
+def beside(p, row, col, width, m_k, m_t, DESC: tl.constexpr, WHOLE: tl.constexpr):
+    """`across` of a matrix that is transposed already."""
+    b = block(p, row, col, width, m_k, m_t, DESC)
+    if DESC and not WHOLE:
+        b = tl.where(m_t[None, :], b, 0.0).to(b.dtype)
+    return b
+
+
+@triton.jit
 def store(p, b, row, col, width, m_r, m_c, DESC: tl.constexpr):
     """Puts b, in p's dtype, where `block` finds it. DESC: all of its rows and columns are there."""
     if DESC:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import LOG2E, block, cut
+from gla_ablate.ops.kernels.common import LOG2E, across, cut
 
 FLOOR = tl.constexpr(-160.0)
 
@@ -23,9 +23,8 @@ FLOOR = tl.constexpr(-160.0)
 @triton.jit
 def sums_kernel(sums, BT: tl.constexpr, BLOCK: tl.constexpr):
     """`[2 + levels + 1, BT, BT]`: which rows count for each row. First those up to it, for the decay from the tile's
-    start; then those after it, for the decay to the tile's end; then, for halves of w = BLOCK / 2, BLOCK, … BT / 2 rows,
-    those between it and the middle of its 2w rows: in the later half up to it, in the earlier after it. Grid: the
-    matrices.
+    start; then those after it, for the decay to the tile's end; then, for w = BLOCK / 2, BLOCK, … BT / 2, those between
+    it and the middle of its 2w rows: in the later half up to it, in the earlier after it. Grid: the matrices.
     """
     i = tl.program_id(0)
     o_i = tl.arange(0, BT)
@@ -60,25 +59,6 @@ def matrices(sums, i: tl.constexpr, n: tl.constexpr, BT: tl.constexpr):
 
 
 @triton.jit
-def parts(b, DTYPE: tl.constexpr):
-    """fp32 as a tuple of DTYPE that add up to it."""
-    if DTYPE == tl.float32:  # noqa: SIM300 (DTYPE is the variable)
-        return (b,)
-    else:
-        high = (b.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
-        return (high.to(DTYPE), (b - high).to(DTYPE))
-
-
-@triton.jit
-def joined(b):
-    """What `parts` took apart."""
-    if len(b) == 1:
-        return b[0]
-    else:
-        return b[0].to(tl.float32) + b[1].to(tl.float32)
-
-
-@triton.jit
 def clipped(b, BOUND: tl.constexpr):
     """`parts` of max(b, BOUND), but for what is within 2^−8 of it; BOUND has no lower half."""
     if len(b) == 1:
@@ -104,33 +84,6 @@ def collected(b, take):
         return tl.dot(b[0], take, input_precision="tf32x3")
     else:
         return tl.dot(b[0], take, tl.dot(b[1], take))
-
-
-@triton.jit
-def product(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b, from `parts`; the product of two lower halves counts for nothing."""
-    if len(a) == 1:
-        return tl.dot(a[0], b[0], acc, input_precision=PRECISION)
-    else:
-        return tl.dot(a[0], b[0], tl.dot(a[1], b[0], tl.dot(a[0], b[1], acc)))
-
-
-@triton.jit
-def turned(b):
-    """The transposes."""
-    if len(b) == 1:
-        return (tl.trans(b[0]),)
-    else:
-        return (tl.trans(b[0]), tl.trans(b[1]))
-
-
-@triton.jit
-def across(p, row, col, width, m_t, m_k, DESC: tl.constexpr, WHOLE: tl.constexpr):
-    """`block`, transposed `[BK, BT]`, zero in rows past the sequence's end."""
-    b = tl.trans(block(p, row, col, width, m_t, m_k, DESC))
-    if DESC and not WHOLE:
-        b = tl.where(m_t[None, :], b, 0.0).to(b.dtype)
-    return b
 
 
 @triton.jit

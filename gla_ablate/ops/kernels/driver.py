@@ -209,25 +209,24 @@ def backward(
         )  # fmt: skip
         del d_states, given, matrices
         dq, dk = torch.empty_like(q), torch.empty_like(k)
-        kept = {"da": da, "flow": flow}
+        own, out, kept = {"q": q, "k": k}, {"dq": dq, "dk": dk}, {"da": da, "flow": flow}
+        dg, kernels = None, (gradient_kernel,)
         if call.kind == CHANNEL:
-            dg = call.new(B, T, H, K, dtype=torch.float32)
+            dg, kernels = call.new(B, T, H, K, dtype=torch.float32), (channel_gradient_kernel, steep_gradient_kernel)
+            own, out = own | {"g": call.g}, out | {"dg": dg}
             kept |= {"decay": saved.decay, "halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
-            for kernel in (channel_gradient_kernel, steep_gradient_kernel):
-                given = rows(call, kernel, q=q, k=k, g=call.g) | tiled(call, kernel, y=y)
-                given["x"] = x, chunk, call.tuning(kernel).bk, call.bt
-                out = {"dq": dq, "dk": dk, "dg": dg}
-                if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
-                    given, out = given | rows(call, kernel, **out), {}
-                exact = q.dtype == torch.float32
-                call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **out, **kept, EXACT=exact)
-            return dq, dk, dv, dg, d_start
-        given = {"x": x, "y": y, **kept, "dq": dq, "dk": dk}
-        n_k = pieces(K, call.tuning(gradient_kernel).bk)
-        dg = None if call.kind == NONE else call.new(n_k, B, T, H, dtype=torch.float32)
-        call.run(gradient_kernel, call.tiles * n_k, **given, dg=dg)
-        if dg is not None and call.kind == TOKEN:
-            dg = dg.sum(0)
-        elif dg is not None and call.kind == HEAD:
-            dg = dg.sum((0, 1, 2))
-        return dq, dk, dv, dg, d_start
+            kept |= {"EXACT": q.dtype == torch.float32}
+        else:
+            if call.kind == TOKEN:
+                dg = torch.empty_like(call.g)
+            elif call.kind == HEAD:  # one number a tile, also for tiles that packed sequences don't fill
+                dg = call.new(call.tiles, H, dtype=torch.float32).zero_()
+            kept |= {"dg": dg}
+        for kernel in kernels:
+            bk = call.tuning(kernel).bk
+            given = rows(call, kernel, **own) | tiled(call, kernel, y=y) | {"x": (x, chunk, bk, call.bt)}
+            written = out
+            if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
+                given, written = given | rows(call, kernel, **out), {}
+            call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **written, **kept)
+        return dq, dk, dv, dg.sum(0) if call.kind == HEAD else dg, d_start

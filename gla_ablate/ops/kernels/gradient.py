@@ -14,68 +14,93 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import NONE, chunk_of, head_matrix, locate, row_decay, tile_decay
+from gla_ablate.ops.kernels.common import (
+    HEAD,
+    NONE,
+    across,
+    beside,
+    chunk_of,
+    head_matrix,
+    locate,
+    row_decay,
+    store,
+    tile_decay,
+)
+from gla_ablate.ops.kernels.parts import parts, product, turned
 
+_HEAD = tl.constexpr(HEAD)
 _NONE = tl.constexpr(NONE)
 
 
-@triton.jit(do_not_specialize=["T", "NT", "NC", "n_rows"])
+@triton.jit
+def scores_gradient(da, tile, BT: tl.constexpr):
+    """dAᵀ `[j, i]` of a tile, and its diagonal `[1, BT]`; both fp32."""
+    o_i = tl.arange(0, BT)
+    p = da + tile * BT * BT
+    b_self = tl.load(p + o_i * (BT + 1))[None, :]
+    return tl.load(p + o_i[:, None] * BT + o_i[None, :]), b_self
+
+
+@triton.jit(do_not_specialize=["T", "NT", "NC"])
 def gradient_kernel(
-    q, k, g, x, y, da, flow, dq, dk, dg, cu_seqlens, tiles, chunk_base, scale, T, NT, NC, n_rows,
+    q, k, g, x, y, da, flow, dq, dk, dg, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
     H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr,
-    VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk `[B, T, H, K]` and dg `[K/BK, B, T, H]` (to be summed over slices) from x, y, flow and da of
-    `products_kernel`. Grid: tiles · H · K/BK.
+    """dq, dk `[B, T, H, K]` and dg `[B, T, H]` (fixed gates: `[tiles, H]`, to be summed over tiles) from x, y, flow and
+    da of `products_kernel`. Grid: tiles · H.
+
+    DESC: q, k, x, y are tensor descriptors; WHOLE: no sequence ends inside a tile, and dq, dk are, too.
     """
-    NK: tl.constexpr = (K + BK - 1) // BK
     pid = tl.program_id(0)
-    i_k, i_h, i_t = pid % NK, (pid // NK) % H, pid // (NK * H)
+    i_h, i_t = pid % H, pid // H
     i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
+    R: tl.constexpr = TPC * BT
     tile = i_t.to(tl.int64) * H + i_h
+    chunk = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN)
+    i_r = i_s % TPC * BT
     o_i = tl.arange(0, BT)
-    o_t = i_s * BT + o_i
-    o_k = i_k * BK + tl.arange(0, BK)
-    m_t, m_k = o_t < length, o_k < K
-    p = ((first + o_t[:, None]) * H + i_h) * K + o_k[None, :]
-    m = m_t[:, None] & m_k[None, :]
-    b_q = tl.load(q + p, mask=m, other=0.0)
-    b_k = tl.load(k + p, mask=m, other=0.0)
-    chunk, o_r = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN), i_s % TPC * BT + o_i
-    p_x = x + (chunk * K + o_k[None, :]) * (TPC * BT) + o_r[:, None]
-    b_u = tl.load(p_x, mask=m, other=0.0).to(tl.float32)  # what row i reads, from before the tile
-    p_y = y + (chunk * (TPC * BT) + o_r[:, None]) * K + o_k[None, :]
-    b_l = tl.load(p_y, mask=m, other=0.0).to(tl.float32)  # what row j's write becomes, after the tile
-    eye = o_i[:, None] == o_i[None, :]
-    p_a = da + tile * BT * BT
-    b_at = tl.load(p_a + o_i[:, None] * BT + o_i[None, :]).to(tl.float32)  # [j, i]
-    b_a = tl.load(p_a + o_i[None, :] * BT + o_i[:, None]).to(tl.float32)
-    self_a = tl.sum(tl.where(eye, b_a, 0.0), axis=1)[:, None]
-    b_a = tl.where(o_i[:, None] > o_i[None, :], b_a, 0.0)
-    b_at = tl.where(o_i[:, None] < o_i[None, :], b_at, 0.0)
-    f_q, f_k = b_q.to(tl.float32) * scale, b_k.to(tl.float32)
+    m_t = i_s * BT + o_i < length
+    row = first + i_s * BT
+    b_a, b_self = scores_gradient(da, tile, BT)
+    b_a = tl.where(o_i[:, None] < o_i[None, :], b_a, 0.0)
+    prefix, suffix = o_i * 0.0, o_i * 0.0
     if GATE != _NONE:
+        b_a *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, True))
         prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, 1, GATE)
-        b_u *= tl.exp2(prefix)[:, None]
-        b_l *= tl.exp2(suffix)[:, None]
-        ended = tl.sum(f_q * b_u, axis=1)
-        begun = tl.sum(f_k * b_l, axis=1)
-        b_a *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, False))
-        b_at *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, True))
-    n_q = tl.dot(b_a.to(DTYPE), b_k.to(DTYPE), input_precision=PRECISION)
-    n_k = scale * tl.dot(b_at.to(DTYPE), b_q.to(DTYPE), input_precision=PRECISION)
+    into, out = tl.exp2(prefix)[None, :], tl.exp2(suffix)[None, :]
+    pairs = parts(b_a, DTYPE)  # [j, i]
+    zero = tl.zeros([BK, BT], dtype=tl.float32)
+    ended, begun = zero, zero
+    passed = tl.zeros([BK], dtype=tl.float32)
+    for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
+        col = i_h * K + i_k * BK
+        o_k = i_k * BK + tl.arange(0, BK)
+        m_k = o_k < K
+        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        b_x = beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE)
+        b_y = across(y, chunk * R + i_r, i_k * BK, K, m_t, m_k, DESC, WHOLE)
+        # what row i reads; what row j's write becomes, in the tile and after it
+        b_u = product((b_k.to(DTYPE),), pairs, zero, PRECISION) + b_x.to(tl.float32) * into
+        b_l = product((b_q.to(DTYPE),), turned(pairs), zero, PRECISION) * scale
+        b_y = b_y.to(tl.float32) * out
+        b_q, b_k = b_q.to(tl.float32) * scale, b_k.to(tl.float32)
+        store(dq, tl.trans((b_u + b_self * b_k) * scale), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        if GATE != _NONE:
+            ended += b_q * b_u - b_k * b_l
+            begun += b_k * b_y
+            passed += tl.load(flow + tile * K + o_k, mask=m_k, other=0.0)
     if GATE != _NONE:
-        ended += tl.sum(f_q * n_q - f_k * n_k, axis=1)
-        ended = tl.sum(tl.where(eye, ended[:, None], 0.0), axis=0)  # a vector over rows turned into one over columns
-        begun = tl.sum(tl.where(eye, begun[:, None], 0.0), axis=0)
-        b_f = tl.sum(tl.load(flow + tile * K + o_k, mask=m_k, other=0.0))
-        b_f *= tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
-        later = o_i[None, :] >= o_i[:, None]
-        b_dg = tl.sum(tl.where(later, ended[None, :], begun[None, :]), axis=1) + b_f
-        tl.store(dg + i_k.to(tl.int64) * n_rows * H + (first + o_t) * H + i_h, b_dg, mask=m_t)
-    b_u += n_q + self_a * f_k
-    b_l += n_k + self_a * f_q
-    tl.store(dq + p, (b_u * scale).to(dq.dtype.element_ty), mask=m)
-    tl.store(dk + p, b_l.to(dk.dtype.element_ty), mask=m)
+        ended, begun = tl.sum(ended, axis=0), tl.sum(begun, axis=0)
+        b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
+        b_dg = tl.cumsum(ended, reverse=True) + tl.cumsum(begun) - begun + b_f
+        if GATE == _HEAD:
+            tl.store(dg + tile, tl.sum(tl.where(m_t, b_dg, 0.0)))
+        else:
+            tl.store(dg + (row + o_i) * H + i_h, b_dg, mask=m_t)

@@ -17,40 +17,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import block, chunk_of, locate, store
-from gla_ablate.ops.kernels.decay import (
-    across,
-    between,
-    centred,
-    clipped,
-    collected,
-    gates,
-    is_later,
-    matrices,
-    matrix,
-    parts,
-    product,
-    summed,
-    turned,
-)
-
-
-@triton.jit
-def scores_gradient(da, tile, BT: tl.constexpr):
-    """dAᵀ `[j, i]` of a tile, and its diagonal `[1, BT]`; both fp32."""
-    o_i = tl.arange(0, BT)
-    p = da + tile * BT * BT
-    b_self = tl.load(p + o_i * (BT + 1))[None, :]
-    return tl.load(p + o_i[:, None] * BT + o_i[None, :]), b_self
-
-
-@triton.jit
-def beside(p, row, col, width, m_k, m_t, DESC: tl.constexpr, WHOLE: tl.constexpr):
-    """`across` of a matrix that is transposed already."""
-    b = block(p, row, col, width, m_k, m_t, DESC)
-    if DESC and not WHOLE:
-        b = tl.where(m_t[None, :], b, 0.0).to(b.dtype)
-    return b
+from gla_ablate.ops.kernels.common import across, beside, chunk_of, locate, store
+from gla_ablate.ops.kernels.decay import between, centred, clipped, collected, gates, is_later, matrices, matrix, summed
+from gla_ablate.ops.kernels.gradient import scores_gradient
+from gla_ablate.ops.kernels.parts import parts, product, turned
 
 
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
@@ -122,15 +92,6 @@ def meetings(b_a, level: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def half_product(a, b, PRECISION: tl.constexpr):
-    """a b, a from `parts`, b in one part."""
-    if len(a) == 1:
-        return tl.dot(a[0], b, input_precision=PRECISION)
-    else:
-        return tl.dot(a[0], b, tl.dot(a[1], b))
-
-
-@triton.jit
 def met(b_q, b_k, g_parts, outer, take, scale, level: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
         DTYPE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """From `level` on: Σ dA k under the decay between them in the later halves, what they read from the earlier; Σ dA q
@@ -138,7 +99,8 @@ def met(b_q, b_k, g_parts, outer, take, scale, level: tl.constexpr, LEVELS: tl.c
     later = is_later(BLOCK << level, outer[0].shape[0])
     b_e = tl.exp2(summed(g_parts, take[level + 3]))
     b_f = tl.where(later, b_q, b_k).to(tl.float32) * tl.where(later, scale, 1.0) * b_e
-    one = (half_product(parts(b_f, DTYPE), outer[level], PRECISION) * b_e,)
+    zero = tl.zeros(b_f.shape, dtype=tl.float32)
+    one = (product(parts(b_f, DTYPE), (outer[level],), zero, PRECISION) * b_e,)
     if level + 1 >= LEVELS:
         return one
     else:
@@ -206,8 +168,8 @@ def steep_gradient_kernel(
         b_l += b_y
         b_dg += collected(parts(b_k.to(tl.float32) * b_y, DTYPE), take[1])
 
-        # pairs inside blocks. What is needed again is loaded anew, which the compiler takes for the same across anything
-        # but a barrier or a store: keeping it takes registers
+        # pairs inside blocks. What is needed again is loaded anew, since keeping it takes registers; without a barrier or
+        # a store in between the compiler would keep it
         tl.debug_barrier()
         g_parts = clipped(parts(gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE), DTYPE), BOUND)
         d = centred(g_parts, take[2], BLOCK // 2)

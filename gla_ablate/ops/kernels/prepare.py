@@ -12,21 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import locate, store
-from gla_ablate.ops.kernels.decay import (
-    across,
-    between,
-    centred,
-    clipped,
-    gates,
-    is_later,
-    matrices,
-    matrix,
-    parts,
-    product,
-    summed,
-    turned,
-)
+from gla_ablate.ops.kernels.common import across, locate, store
+from gla_ablate.ops.kernels.decay import between, centred, clipped, gates, is_later, matrices, matrix, summed
+from gla_ablate.ops.kernels.parts import parts, product, turned
 
 
 @triton.jit(do_not_specialize=["T", "NT"])
@@ -87,8 +75,8 @@ def steep_prepare_kernel(
     LEVELS: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """qg, kg and the scores of tiles marked steep: a tree of halves, each anchored where they meet, down to blocks about
-    their centre, where alone an exponent may be positive and steps are cut at BOUND."""
+    """qg, kg and the scores of tiles marked steep: a tree of halves, each anchored where they meet, down to blocks
+    about their centre, where alone an exponent may be positive and steps are cut at BOUND."""
     pid = tl.program_id(0)
     i_h, i_t = pid % H, pid // H
     _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)

@@ -27,10 +27,7 @@ def through(decay, tile, o_k, there, K: tl.constexpr):
 def bordered(p, factor, tile, o_i, row, o_r, i_h, o_k, m, H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr,
              GATE: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
     """q̂ or k̂ `[R, BK]` in rows m, zero in others: gates on channels have it in memory, the rest multiply by factor."""
-    if GATE == _CHANNEL:
-        p_r = (tile * BT + o_i) * K
-    else:
-        p_r = ((row + o_r) * H + i_h) * K
+    p_r = (tile * BT + o_i) * K if GATE == _CHANNEL else ((row + o_r) * H + i_h) * K
     b = tl.load(p + p_r[:, None] + o_k[None, :], mask=m[:, None] & (o_k < K)[None, :], other=0.0)
     if GATE != _CHANNEL:
         b = b.to(tl.float32) * factor[:, None]

@@ -12,12 +12,6 @@ from typing import NamedTuple
 import torch
 
 
-TRANSPOSED = (
-    *("prepare_kernel", "steep_prepare_kernel", "channel_gradient_kernel", "steep_gradient_kernel"),
-    "products_kernel",
-)
-
-
 class Tuning(NamedTuple):
     """The largest tiles of K and V, warps, stages of pipelined loops."""
 
@@ -25,6 +19,13 @@ class Tuning(NamedTuple):
     bv: int = 64
     num_warps: int = 4
     num_stages: int = 2
+
+
+# kernels whose tiles have channels for rows
+TRANSPOSED = (
+    *("prepare_kernel", "steep_prepare_kernel", "products_kernel"),
+    *("gradient_kernel", "channel_gradient_kernel", "steep_gradient_kernel"),
+)
 
 
 def tile(size: int, most: int, least: int = 16) -> int:
@@ -66,6 +67,6 @@ def largest(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: i
         if not narrow:
             return Tuning(32, 32, 4, 1)
         return Tuning(128, 64, 4, 3) if chunk <= 64 else Tuning(128, 64, 8, 3)
-    if kernel in ("prepare_kernel", "steep_prepare_kernel", "channel_gradient_kernel", "steep_gradient_kernel"):
+    if kernel in TRANSPOSED:
         return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 64, 4, 1)
-    return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)
+    return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)  # scores_kernel

@@ -1,0 +1,35 @@
+"""Numbers of 24 bits as two of 16: what the matrix units take at full speed, with what one of them would lose."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def parts(b, DTYPE: tl.constexpr):
+    """fp32 as a tuple of DTYPE that add up to it."""
+    if DTYPE == tl.float32:  # noqa: SIM300 (DTYPE is the variable)
+        return (b,)
+    else:
+        high = (b.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+        return (high.to(DTYPE), (b - high).to(DTYPE))
+
+
+@triton.jit
+def product(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b, both from `parts`; the product of two lower halves counts for nothing."""
+    if len(a) == 2:
+        acc = tl.dot(a[1], b[0], acc, input_precision=PRECISION)
+    if len(b) == 2:
+        acc = tl.dot(a[0], b[1], acc, input_precision=PRECISION)
+    return tl.dot(a[0], b[0], acc, input_precision=PRECISION)
+
+
+@triton.jit
+def turned(b):
+    """The transposes."""
+    if len(b) == 1:
+        return (tl.trans(b[0]),)
+    else:
+        return (tl.trans(b[0]), tl.trans(b[1]))
