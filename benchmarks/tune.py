@@ -41,16 +41,17 @@ def grid(bk: tuple[int, ...], bv: tuple[int, ...], warps: tuple[int, ...], stage
 
 
 def candidates(kernel: str) -> list[Any]:
-    """Tiles of K and V, warps, stages; what compiles to many spills is in vain, but costs seconds alone."""
+    """Tiles of K and V, warps, stages: what compiles for Hopper without many spills."""
+    transposed = grid((64,), (64,), (4,), (1, 2, 3)) + grid((128,), (64,), (8,), (1, 2))
     return {
-        "prepare_kernel": grid((16, 32, 64), (64,), (2, 4, 8), (1, 2, 3)),
-        "steep_prepare_kernel": grid((16, 32, 64), (64,), (2, 4, 8), (1, 2)),
+        "prepare_kernel": transposed,
+        "steep_prepare_kernel": transposed,
         "scores_kernel": grid((32, 64, 128), (64,), (4, 8), (1, 2, 3)),
-        "scan_kernel": grid((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)),
-        "products_kernel": grid((32, 64, 128), (16, 32, 64), (4, 8), (2, 3, 4, 5)),
-        "gradient_kernel": grid((32, 64, 128), (64,), (4, 8), (1, 2)),
-        "channel_gradient_kernel": grid((16, 32, 64), (64,), (2, 4, 8), (1, 2, 3)),
-        "steep_gradient_kernel": grid((16, 32, 64), (64,), (2, 4, 8), (1, 2)),
+        "scan_kernel": grid((64, 128), (64,), (4,), (1, 2, 3)) + grid((64, 128), (64, 128), (8,), (1, 2, 3)),
+        "products_kernel": grid((128,), (32, 64), (8,), (2, 3, 4, 5)) + grid((64,), (32, 64), (4, 8), (2, 3, 4)),
+        "gradient_kernel": transposed,
+        "channel_gradient_kernel": transposed,
+        "steep_gradient_kernel": transposed,
     }[kernel]
 
 

@@ -67,6 +67,7 @@ def prepare(call: Call) -> Saved:
     call.launch(sums_kernel, call.matrices, sums=saved.sums)
     kept = {"decay": saved.decay, "halves": saved.halves, "scores": saved.scores, "steep": saved.steep}
     for kernel in (prepare_kernel, steep_prepare_kernel):
+        assert call.g is not None
         given = rows(call, kernel, q=call.q, k=call.k, g=call.g) | tiled(call, kernel, qg=saved.read, kg=saved.write)
         call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **kept, sums=saved.sums)
     return saved
@@ -183,7 +184,6 @@ def backward(
     """dq, dk, dv in their inputs' dtypes; dg in the gate's shape, fp32; the initial state's if there is one."""
     with torch.cuda.device_of(q):
         call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start, do, d_end, *(saved or ())))
-        B, T, H, K, V = call.shape
         if saved is None:
             saved = prepare(call)
             _, states, _ = scan(call, saved, v, start, reverse=False, keep_states=True, keep_o=False, keep_end=False)
@@ -192,41 +192,68 @@ def backward(
             call, saved, do, d_end, reverse=True, keep_states=True, keep_o=True, keep_end=start is not None
         )
         assert dv is not None
-        most, chunk = call.tuning(products_kernel), call.chunk
-        n_chunks = call.count(chunk)
-        x, y = call.new(n_chunks, H, K, chunk), call.new(n_chunks, H, chunk, K)
-        flow = call.new(call.tiles, H, K, dtype=torch.float32) if call.kind != NONE else None
-        da = call.new(call.tiles, H, call.bt, call.bt, dtype=torch.float32)
-        matrices = {
-            "do": (do, H * V, chunk, most.bv), "v": (v, H * V, chunk, most.bv),
-            "h": (saved.states, K, most.bv, most.bk), "dh": (d_states, K, most.bv, most.bk),
-            "x": (x, chunk, most.bk, chunk), "y": (y, K, chunk, most.bk),
-        }  # fmt: skip
-        given = engine(fits(call, products_kernel) and V % most.bv == 0, matrices)
-        call.run(
-            products_kernel, call.tiles * pieces(K, most.bk), **given, read=saved.read, write=saved.write,
-            decay=saved.decay, flow=flow, da=da,
-        )  # fmt: skip
-        del d_states, given, matrices
-        dq, dk = torch.empty_like(q), torch.empty_like(k)
-        own, out, kept = {"q": q, "k": k}, {"dq": dq, "dk": dk}, {"da": da, "flow": flow}
-        dg, kernels = None, (gradient_kernel,)
-        if call.kind == CHANNEL:
-            dg, kernels = call.new(B, T, H, K, dtype=torch.float32), (channel_gradient_kernel, steep_gradient_kernel)
-            own, out = own | {"g": call.g}, out | {"dg": dg}
-            kept |= {"decay": saved.decay, "halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
-            kept |= {"EXACT": q.dtype == torch.float32}
-        else:
-            if call.kind == TOKEN:
-                dg = torch.empty_like(call.g)
-            elif call.kind == HEAD:  # one number a tile, also for tiles that packed sequences don't fill
-                dg = call.new(call.tiles, H, dtype=torch.float32).zero_()
-            kept |= {"dg": dg}
-        for kernel in kernels:
-            bk = call.tuning(kernel).bk
-            given = rows(call, kernel, **own) | tiled(call, kernel, y=y) | {"x": (x, chunk, bk, call.bt)}
-            written = out
-            if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
-                given, written = given | rows(call, kernel, **out), {}
-            call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **written, **kept)
-        return dq, dk, dv, dg.sum(0) if call.kind == HEAD else dg, d_start
+        inner = products(call, saved, do, d_states)
+        del d_states
+        dq, dk, dg = gradients(call, saved, inner)
+        return dq, dk, dv, dg, d_start
+
+
+class Inner(NamedTuple):
+    """What `products_kernel` gives."""
+
+    x: Tensor
+    y: Tensor
+    flow: Tensor | None
+    da: Tensor
+
+
+def products(call: Call, saved: Saved, do: Tensor, d_states: Tensor | None) -> Inner:
+    _, _, H, K, V = call.shape
+    most, chunk = call.tuning(products_kernel), call.chunk
+    n = call.count(chunk)
+    x, y = call.new(n, H, K, chunk), call.new(n, H, chunk, K)
+    flow = call.new(call.tiles, H, K, dtype=torch.float32) if call.kind != NONE else None
+    da = call.new(call.tiles, H, call.bt, call.bt, dtype=torch.float32)
+    assert saved.states is not None and d_states is not None
+    matrices = {
+        "do": (do, H * V, chunk, most.bv), "v": (call.v, H * V, chunk, most.bv),
+        "h": (saved.states, K, most.bv, most.bk), "dh": (d_states, K, most.bv, most.bk),
+        "x": (x, chunk, most.bk, chunk), "y": (y, K, chunk, most.bk),
+    }  # fmt: skip
+    given = engine(fits(call, products_kernel) and V % most.bv == 0, matrices)
+    call.run(
+        products_kernel, call.tiles * pieces(K, most.bk), **given, read=saved.read, write=saved.write,
+        decay=saved.decay, flow=flow, da=da,
+    )  # fmt: skip
+    return Inner(x, y, flow, da)
+
+
+def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dq, dk, and dg if there is a gate."""
+    B, T, H, K, _ = call.shape
+    own, out = {"q": call.q, "k": call.k}, {"dq": torch.empty_like(call.q), "dk": torch.empty_like(call.k)}
+    kept: dict[str, Any] = {"da": inner.da, "flow": inner.flow}
+    dg: Tensor | None = None
+    kernels: tuple[Any, ...] = (gradient_kernel,)
+    if call.g is not None and call.kind == CHANNEL:
+        dg, kernels = call.new(B, T, H, K, dtype=torch.float32), (channel_gradient_kernel, steep_gradient_kernel)
+        own |= {"g": call.g}
+        out |= {"dg": dg}
+        kept |= {"decay": saved.decay, "halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
+        kept |= {"EXACT": call.q.dtype == torch.float32}
+    else:
+        if call.kind == TOKEN:
+            dg = call.new(B, T, H, dtype=torch.float32)
+        elif call.kind == HEAD:  # one number a tile, also for tiles that packed sequences don't fill
+            dg = call.new(call.tiles, H, dtype=torch.float32).zero_()
+        kept |= {"dg": dg}
+    for kernel in kernels:
+        given = rows(call, kernel, **own) | tiled(call, kernel, y=inner.y)
+        given |= {"x": (inner.x, call.chunk, call.tuning(kernel).bk, call.bt)}
+        written = out
+        if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
+            given, written = given | rows(call, kernel, **out), {}
+        call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **written, **kept)
+    if dg is not None and call.kind == HEAD:
+        dg = dg.sum(0)
+    return out["dq"], out["dk"], dg

@@ -168,8 +168,8 @@ def steep_gradient_kernel(
         b_l += b_y
         b_dg += collected(parts(b_k.to(tl.float32) * b_y, DTYPE), take[1])
 
-        # pairs inside blocks. What is needed again is loaded anew, since keeping it takes registers; without a barrier or
-        # a store in between the compiler would keep it
+        # pairs inside blocks. What is needed again is loaded anew, since keeping it takes registers; without a barrier
+        # or a store in between the compiler would keep it
         tl.debug_barrier()
         g_parts = clipped(parts(gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE), DTYPE), BOUND)
         d = centred(g_parts, take[2], BLOCK // 2)
