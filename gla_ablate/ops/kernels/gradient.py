@@ -75,7 +75,7 @@ def gradient_kernel(
     pairs = parts(b_a, DTYPE)  # [j, i]
     zero = tl.zeros([BK, BT], dtype=tl.float32)
     b_z = zero
-    left, passed = tl.zeros([BK], dtype=tl.float32), tl.zeros([BK], dtype=tl.float32)
+    begun, passed = tl.zeros([BT], dtype=tl.float32), tl.zeros([BK], dtype=tl.float32)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         col = i_h * K + i_k * BK
         o_k = i_k * BK + tl.arange(0, BK)
@@ -92,13 +92,13 @@ def gradient_kernel(
         store(dq, tl.trans((b_u + b_self * b_k) * scale), row, col, H * K, m_t, m_k, DESC and WHOLE)
         store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, H * K, m_t, m_k, DESC and WHOLE)
         if GATE != _NONE:
-            b_z += b_q * b_u - b_k * (b_l + b_y)
-            left += tl.sum(b_k * b_y, axis=1)
+            b_z += b_q * b_u - b_k * b_l
+            begun += tl.sum(b_k * b_y, axis=0)
             passed += tl.load(flow + tile * K + o_k, mask=m_k, other=0.0)
     if GATE != _NONE:
-        # over row t: what passes over or leaves the tile; what is read from t on, less what was written from t on
-        b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE) + tl.sum(left)
-        b_dg = tl.cumsum(tl.sum(b_z, axis=0), reverse=True) + b_f
+        b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
+        b_dg = tl.cumsum(tl.sum(b_z, axis=0), reverse=True) + tl.cumsum(begun) - begun + b_f
         if GATE == _HEAD:
             tl.store(dg + tile, tl.sum(tl.where(m_t, b_dg, 0.0)))
         else:
