@@ -81,20 +81,20 @@ def gradient_kernel(
         o_k = i_k * BK + tl.arange(0, BK)
         m_k = o_k < K
         b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        b_u = product((b_k.to(DTYPE),), pairs, zero, PRECISION)
+        b_u += beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32) * into
+        b_dq = (b_u + b_self * b_k.to(tl.float32)) * scale
+        store(dq, tl.trans(b_dq), row, col, H * K, m_t, m_k, DESC and WHOLE)
         b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE)
-        b_x = beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE)
-        b_y = across(y, chunk * R + i_r, i_k * BK, K, m_t, m_k, DESC, WHOLE)
-        # what row i reads; what row j's write becomes, in the tile and after it
-        b_u = product((b_k.to(DTYPE),), pairs, zero, PRECISION) + b_x.to(tl.float32) * into
         b_l = product((b_q.to(DTYPE),), turned(pairs), zero, PRECISION) * scale
-        b_y = b_y.to(tl.float32) * out
-        b_q, b_k = b_q.to(tl.float32) * scale, b_k.to(tl.float32)
-        store(dq, tl.trans((b_u + b_self * b_k) * scale), row, col, H * K, m_t, m_k, DESC and WHOLE)
-        store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        b_q = b_q.to(tl.float32) * scale
         if GATE != _NONE:
-            b_z += b_q * b_u - b_k * b_l
-            begun += tl.sum(b_k * b_y, axis=0)
+            b_z += b_q * b_u - b_k.to(tl.float32) * b_l
+        b_y = across(y, chunk * R + i_r, i_k * BK, K, m_t, m_k, DESC, WHOLE).to(tl.float32) * out
+        if GATE != _NONE:
+            begun += tl.sum(b_k.to(tl.float32) * b_y, axis=0)
             passed += tl.load(flow + tile * K + o_k, mask=m_k, other=0.0)
+        store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, H * K, m_t, m_k, DESC and WHOLE)
     if GATE != _NONE:
         b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
         # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
