@@ -48,7 +48,7 @@ def candidates(kernel: str) -> list[Any]:
         "steep_prepare_kernel": transposed,
         "scores_kernel": grid((32, 64, 128), (64,), (4, 8), (1, 2, 3)),
         "scan_kernel": grid((64, 128), (64,), (4,), (1, 2, 3)) + grid((64, 128), (64, 128), (8,), (1, 2, 3)),
-        "products_kernel": grid((128,), (32, 64), (8,), (2, 3, 4, 5)) + grid((64,), (32, 64), (4, 8), (2, 3, 4)),
+        "products_kernel": grid((32, 64, 128), (16, 32, 64), (4, 8), (2, 3, 4, 5)),
         "gradient_kernel": transposed,
         "channel_gradient_kernel": transposed,
         "steep_gradient_kernel": transposed,

@@ -68,7 +68,7 @@ class Numerics:
 
 # fp16 has neither the range for states and anchored factors nor bf16's room: its products run on fp32 operands.
 NUMERICS = {
-    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -13.0, 64, 128, 60.0),
+    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -13.0, 64, 256, 60.0),
     torch.float16: Numerics(torch.float32, "tf32", 16, -13.0, 32, 32, 60.0),
     torch.float32: Numerics(torch.float32, "tf32x3", 8, -27.0, 32, 32, 6.0),
 }
@@ -159,6 +159,11 @@ class Call:
         return (self.bt // self.numerics.block).bit_length() - 1
 
     @property
+    def half(self) -> int:
+        """Rows of a program that takes half a steep tile, where a half is as much as matrix units take."""
+        return max(self.bt // 2, min(16, self.bt))
+
+    @property
     def matrices(self) -> int:
         """How many `sums_kernel` forms: to both borders of a tile, about the middle of blocks, and one a level."""
         return 2 + 1 + self.levels
@@ -202,6 +207,7 @@ class Call:
             "T": T, "NT": pieces(T, self.bt), "NC": pieces(T, self.chunk), "n_rows": B * T,
             "H": H, "K": K, "V": V, "BT": self.bt, "TPC": self.chunk // self.bt,
             "BLOCK": self.numerics.block, "LEVELS": self.levels,
+            "BS": self.half, "INNER": (self.half // self.numerics.block).bit_length() - 1,
             "GATE": self.kind, "VARLEN": self.cu_seqlens is not None, "WHOLE": self.whole,
             "DTYPE": TL_DTYPE[self.numerics.store], "PRECISION": self.numerics.precision,
             "scale": self.scale, "BOUND": self.numerics.bound,

@@ -57,27 +57,20 @@ def head_gate(g, i_h):
 
 
 @triton.jit
-def row_decay(
-    g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, N: tl.constexpr, GATE: tl.constexpr
-):  # fmt: skip
-    """prefix, suffix `[N · BT]` of N tiles, for gates without channels."""
-    o_r = tl.arange(0, N * BT)
-    o_i, o_t = o_r % BT, i_s * BT + o_r
+def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
+    """prefix, suffix `[BT]` of a tile, for gates without channels."""
+    o_i = tl.arange(0, BT)
     if GATE == _HEAD:
         b_g = head_gate(g, i_h)
         prefix = b_g * (o_i + 1)
-        suffix = b_g * tl.maximum(tl.minimum(length - (o_t - o_i), BT) - 1 - o_i, 0)
+        suffix = b_g * tl.maximum(tl.minimum(length - i_s * BT, BT) - 1 - o_i, 0)
     else:
+        o_t = i_s * BT + o_i
         p_g = g + (first + o_t) * H + i_h
-        b_g = tl.load(p_g, mask=o_t < length, other=0.0) * LOG2E
+        prefix = tl.cumsum(tl.load(p_g, mask=o_t < length, other=0.0) * LOG2E)
         # the rows shifted by one, so that the sum from the end leaves the row itself out without a subtraction
         after = (o_i + 1 < BT) & (o_t + 1 < length)
-        b_s = tl.load(p_g + H, mask=after, other=0.0) * LOG2E
-        if N == 1:
-            prefix, suffix = tl.cumsum(b_g), tl.cumsum(b_s, reverse=True)
-        else:
-            prefix = tl.reshape(tl.cumsum(tl.reshape(b_g, [N, BT]), axis=1), [N * BT])
-            suffix = tl.reshape(tl.cumsum(tl.reshape(b_s, [N, BT]), axis=1, reverse=True), [N * BT])
+        suffix = tl.cumsum(tl.load(p_g + H, mask=after, other=0.0) * LOG2E, reverse=True)
     return prefix, suffix
 
 

@@ -42,20 +42,20 @@ def sums_kernel(sums, BT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def matrix(sums, i: tl.constexpr, BT: tl.constexpr):
-    """Of `sums_kernel`. From memory, where the units that multiply find it without a register."""
-    o_i = tl.arange(0, BT)
+def matrix(sums, i: tl.constexpr, N: tl.constexpr, BT: tl.constexpr):
+    """Of `sums_kernel`, for the first N rows. From memory, where the units that multiply find it without a register."""
+    o_i = tl.arange(0, N)
     return tl.load(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :])
 
 
 @triton.jit
-def matrices(sums, i: tl.constexpr, n: tl.constexpr, BT: tl.constexpr):
+def matrices(sums, i: tl.constexpr, n: tl.constexpr, N: tl.constexpr, BT: tl.constexpr):
     """Matrices i … n − 1."""
-    one = (matrix(sums, i, BT),)
+    one = (matrix(sums, i, N, BT),)
     if i == n - 1:
         return one
     else:
-        return one + matrices(sums, i + 1, n, BT)
+        return one + matrices(sums, i + 1, n, N, BT)
 
 
 @triton.jit

@@ -17,7 +17,8 @@ from gla_ablate.ops.kernels.call import Call, describe
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, NONE, TOKEN
 from gla_ablate.ops.kernels.decay import sums_kernel
 from gla_ablate.ops.kernels.gradient import gradient_kernel
-from gla_ablate.ops.kernels.gradient_channel import channel_gradient_kernel, steep_gradient_kernel
+from gla_ablate.ops.kernels.gradient_channel import channel_gradient_kernel
+from gla_ablate.ops.kernels.gradient_steep import steep_gradient_kernel
 from gla_ablate.ops.kernels.prepare import prepare_kernel, steep_prepare_kernel
 from gla_ablate.ops.kernels.products import products_kernel
 from gla_ablate.ops.kernels.scan import scan_kernel
@@ -68,7 +69,9 @@ def prepare(call: Call) -> Saved:
     kept = {"decay": saved.decay, "halves": saved.halves, "scores": saved.scores, "steep": saved.steep}
     for kernel in (prepare_kernel, steep_prepare_kernel):
         assert call.g is not None
-        given = rows(call, kernel, q=call.q, k=call.k, g=call.g) | tiled(call, kernel, qg=saved.read, kg=saved.write)
+        given = rows(call, kernel, call.bt, q=call.q, k=call.k, g=call.g) | tiled(
+            call, kernel, qg=saved.read, kg=saved.write
+        )
         call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **kept, sums=saved.sums)
     return saved
 
@@ -76,9 +79,9 @@ def prepare(call: Call) -> Saved:
 Matrix = tuple[Tensor, int, int, int]  # a tensor, and how it is read: rows of so many numbers, in tiles of two sizes
 
 
-def rows(call: Call, kernel: Any, **given: Tensor) -> dict[str, Matrix]:
-    """`[B, T, H, K]`."""
-    return {name: (x, call.shape[2] * call.shape[3], call.bt, call.tuning(kernel).bk) for name, x in given.items()}
+def rows(call: Call, kernel: Any, n: int, **given: Tensor) -> dict[str, Matrix]:
+    """`[B, T, H, K]`, n rows at a time."""
+    return {name: (x, call.shape[2] * call.shape[3], n, call.tuning(kernel).bk) for name, x in given.items()}
 
 
 def tiled(call: Call, kernel: Any, **given: Tensor) -> dict[str, Matrix]:
@@ -208,22 +211,14 @@ class Inner(NamedTuple):
 
 
 def products(call: Call, saved: Saved, do: Tensor, d_states: Tensor | None) -> Inner:
-    _, _, H, K, V = call.shape
-    most, chunk = call.tuning(products_kernel), call.chunk
-    n = call.count(chunk)
-    x, y = call.new(n, H, K, chunk), call.new(n, H, chunk, K)
+    _, _, H, K, _ = call.shape
+    x, y = (call.new(call.count(call.chunk), H, K, call.chunk) for _ in range(2))
     flow = call.new(call.tiles, H, K, dtype=torch.float32) if call.kind != NONE else None
     da = call.new(call.tiles, H, call.bt, call.bt, dtype=torch.float32)
-    assert saved.states is not None and d_states is not None
-    matrices = {
-        "do": (do, H * V, chunk, most.bv), "v": (call.v, H * V, chunk, most.bv),
-        "h": (saved.states, K, most.bv, most.bk), "dh": (d_states, K, most.bv, most.bk),
-        "x": (x, chunk, most.bk, chunk), "y": (y, K, chunk, most.bk),
-    }  # fmt: skip
-    given = engine(fits(call, products_kernel) and V % most.bv == 0, matrices)
     call.run(
-        products_kernel, call.tiles * pieces(K, most.bk), **given, read=saved.read, write=saved.write,
-        decay=saved.decay, flow=flow, da=da,
+        products_kernel, call.tiles * (pieces(K, call.tuning(products_kernel).bk) + 1),
+        do=do, h=saved.states, dh=d_states, read=saved.read, write=saved.write, decay=saved.decay,
+        x=x, y=y, flow=flow, da=da,
     )  # fmt: skip
     return Inner(x, y, flow, da)
 
@@ -239,7 +234,7 @@ def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, T
         dg, kernels = call.new(B, T, H, K, dtype=torch.float32), (channel_gradient_kernel, steep_gradient_kernel)
         own |= {"g": call.g}
         out |= {"dg": dg}
-        kept |= {"decay": saved.decay, "halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
+        kept |= {"halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
         kept |= {"EXACT": call.q.dtype == torch.float32}
     else:
         if call.kind == TOKEN:
@@ -248,12 +243,13 @@ def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, T
             dg = call.new(call.tiles, H, dtype=torch.float32).zero_()
         kept |= {"dg": dg}
     for kernel in kernels:
-        given = rows(call, kernel, **own) | tiled(call, kernel, y=inner.y)
-        given |= {"x": (inner.x, call.chunk, call.tuning(kernel).bk, call.bt)}
+        n = call.half if kernel is steep_gradient_kernel else call.bt
+        size = call.chunk, call.tuning(kernel).bk, n
+        given = rows(call, kernel, n, **own) | {"x": (inner.x, *size), "y": (inner.y, *size)}
         written = out
         if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
-            given, written = given | rows(call, kernel, **out), {}
-        call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **written, **kept)
+            given, written = given | rows(call, kernel, n, **out), {}
+        call.run(kernel, call.tiles * (call.bt // n), **engine(fits(call, kernel), given), **written, **kept)
     if dg is not None and call.kind == HEAD:
         dg = dg.sum(0)
     return out["dq"], out["dk"], dg

@@ -70,7 +70,7 @@ def gradient_kernel(
     prefix, suffix = o_i * 0.0, o_i * 0.0
     if GATE != _NONE:
         b_a *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, True))
-        prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, 1, GATE)
+        prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
     into, out = tl.exp2(prefix)[None, :], tl.exp2(suffix)[None, :]
     pairs = parts(b_a, DTYPE)  # [j, i]
     zero = tl.zeros([BK, BT], dtype=tl.float32)
@@ -90,7 +90,7 @@ def gradient_kernel(
         b_q = b_q.to(tl.float32) * scale
         if GATE != _NONE:
             b_z += b_q * b_u - b_k.to(tl.float32) * b_l
-        b_y = across(y, chunk * R + i_r, i_k * BK, K, m_t, m_k, DESC, WHOLE).to(tl.float32) * out
+        b_y = beside(y, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32) * out
         if GATE != _NONE:
             begun += tl.sum(b_k.to(tl.float32) * b_y, axis=0)
             passed += tl.load(flow + tile * K + o_k, mask=m_k, other=0.0)
@@ -98,7 +98,9 @@ def gradient_kernel(
     if GATE != _NONE:
         b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
         # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
-        b_dg = tl.cumsum(tl.sum(b_z, axis=0), reverse=True) + tl.cumsum(begun) - begun + b_f
+        ended = tl.sum(b_z, axis=0)
+        from_it_on = o_i[None, :] >= o_i[:, None]
+        b_dg = tl.sum(tl.where(from_it_on, ended[None, :], begun[None, :]), axis=1) + b_f
         if GATE == _HEAD:
             tl.store(dg + tile, tl.sum(tl.where(m_t, b_dg, 0.0)))
         else:

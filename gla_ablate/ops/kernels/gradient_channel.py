@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from gla_ablate.ops.kernels.common import across, beside, chunk_of, locate, store
-from gla_ablate.ops.kernels.decay import between, centred, clipped, collected, gates, is_later, matrices, matrix, summed
+from gla_ablate.ops.kernels.decay import centred, collected, gates, matrix
 from gla_ablate.ops.kernels.gradient import scores_gradient
 from gla_ablate.ops.kernels.parts import parts, product, turned
 
@@ -51,7 +51,7 @@ def channel_gradient_kernel(
     row = first + i_s * BT
     b_a, b_self = scores_gradient(da, tile, BT)
     pairs = parts(tl.where(o_i[:, None] < o_i[None, :], b_a, 0.0), DTYPE)
-    upto, middle = matrix(sums, 0, BT), matrix(sums, LEVELS + 2, BT)
+    upto, middle = matrix(sums, 0, BT, BT), matrix(sums, LEVELS + 2, BT, BT)
     zero = tl.zeros([BK, BT], dtype=tl.float32)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         col = i_h * K + i_k * BK
@@ -72,119 +72,10 @@ def channel_gradient_kernel(
         b_z = b_q * b_u
         b_l = product(parts(b_q * e, DTYPE), turned(pairs), zero, PRECISION)
         f = tl.exp2(d * -1.0)  # formed anew: the compiler would keep what it takes for the same number
-        b_y = across(y, chunk * R + i_r, i_k * BK, K, m_t, m_k, DESC, WHOLE).to(tl.float32) * late * f
+        b_y = beside(y, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32) * late * f
         left = tl.sum(b_k * b_y, axis=1)[:, None]
         b_l = b_l * f + b_y
         store(dk, tl.trans(b_l + b_self * b_q), row, col, H * K, m_t, m_k, DESC and WHOLE)
         # over row t: what leaves the tile; what is read from t on, less what was written from t on
         b_dg = collected(parts(b_z - b_k * b_l, DTYPE), upto) + (left + passed)
-        store(dg, tl.trans(b_dg), row, col, H * K, m_t, m_k, DESC and WHOLE)
-
-
-@triton.jit
-def meetings(b_a, level: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
-    """The pairs of dA that meet at each level of the tree, from blocks on; one tile of no use if there is no level."""
-    one = (tl.where(between(BLOCK << level, b_a.shape[0]), b_a, 0.0).to(DTYPE),)
-    if level + 1 >= LEVELS:
-        return one
-    else:
-        return one + meetings(b_a, level + 1, LEVELS, BLOCK, DTYPE)
-
-
-@triton.jit
-def met(b_q, b_k, g_parts, outer, take, scale, level: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
-        DTYPE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """From `level` on: Σ dA k under the decay between them in the later halves, what they read from the earlier; Σ dA q
-    in the earlier. One tile holds both factors, each with the decay to where the halves meet."""
-    later = is_later(BLOCK << level, outer[0].shape[0])
-    b_e = tl.exp2(summed(g_parts, take[level + 3]))
-    b_f = tl.where(later, b_q, b_k).to(tl.float32) * tl.where(later, scale, 1.0) * b_e
-    zero = tl.zeros(b_f.shape, dtype=tl.float32)
-    one = (product(parts(b_f, DTYPE), (outer[level],), zero, PRECISION) * b_e,)
-    if level + 1 >= LEVELS:
-        return one
-    else:
-        return one + met(b_q, b_k, g_parts, outer, take, scale, level + 1, LEVELS, BLOCK, DTYPE, PRECISION)
-
-
-@triton.jit(do_not_specialize=["T", "NT", "NC"])
-def steep_gradient_kernel(
-    q, k, g, decay, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
-    BOUND: tl.constexpr, LEVELS: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr,
-    WHOLE: tl.constexpr, EXACT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The same for tiles marked steep, with the anchors of `steep_prepare_kernel`."""
-    pid = tl.program_id(0)
-    i_h, i_t = pid % H, pid // H
-    i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
-    if i_s * BT >= length:
-        return
-    tile = i_t.to(tl.int64) * H + i_h
-    if tl.load(steep + tile) == 0:
-        return
-    R: tl.constexpr = TPC * BT
-    chunk = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN)
-    i_r = i_s % TPC * BT
-    o_i = tl.arange(0, BT)
-    m_t = i_s * BT + o_i < length
-    row = first + i_s * BT
-    b_a, b_self = scores_gradient(da, tile, BT)
-    same = o_i[:, None] // BLOCK == o_i[None, :] // BLOCK
-    inner = parts(tl.where(same & (o_i[:, None] < o_i[None, :]), b_a, 0.0), DTYPE)
-    # both ways round: a product takes its pairs from one side or the other
-    b_at = tl.load(da + tile * BT * BT + o_i[None, :] * BT + o_i[:, None])
-    outer = meetings(tl.where(o_i[:, None] < o_i[None, :], b_a, b_at), 0, LEVELS, BLOCK, DTYPE)
-    take = matrices(sums, 0, LEVELS + 3, BT)
-    zero = tl.zeros([BK, BT], dtype=tl.float32)
-
-    for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
-        col = i_h * K + i_k * BK
-        o_k = i_k * BK + tl.arange(0, BK)
-        m_k = o_k < K
-        g_parts = parts(gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE), DTYPE)
-        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE)
-        b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE)
-        b_u, b_l, b_dg = zero, zero, zero
-        if LEVELS > 0:
-            b_w = met(b_q, b_k, g_parts, outer, take, scale, 0, LEVELS, BLOCK, DTYPE, PRECISION)
-            for level in tl.static_range(LEVELS):
-                later = is_later(BLOCK << level, BT)
-                b_u += tl.where(later, b_w[level], 0.0)
-                b_l += tl.where(later, 0.0, b_w[level])
-                if EXACT:
-                    b_z = tl.where(later, b_q * scale, b_k) * b_w[level]
-                    b_dg += collected(parts(b_z, DTYPE), take[level + 3])
-        b_x = beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32)
-        b_x *= tl.exp2(summed(g_parts, take[0]))
-        # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
-        b_z = b_q.to(tl.float32) * scale * (b_x if EXACT else b_u + b_x)
-        if not EXACT:
-            b_z -= b_k.to(tl.float32) * b_l
-        b_u += b_x
-        b_dg += collected(parts(b_z, DTYPE), take[0])
-        b_y = across(y, chunk * R + i_r, i_k * BK, K, m_t, m_k, DESC, WHOLE).to(tl.float32)
-        b_y *= tl.exp2(summed(g_parts, take[1]))
-        b_l += b_y
-        b_dg += collected(parts(b_k.to(tl.float32) * b_y, DTYPE), take[1])
-
-        # pairs inside blocks. What is needed again is loaded anew, since keeping it takes registers; without a barrier
-        # or a store in between the compiler would keep it
-        tl.debug_barrier()
-        g_parts = clipped(parts(gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE), DTYPE), BOUND)
-        d = centred(g_parts, take[2], BLOCK // 2)
-        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32)
-        b_w = product(parts(b_k * tl.exp2(-d), DTYPE), inner, zero, PRECISION) * tl.exp2(d)
-        store(dq, tl.trans((b_u + b_w + b_self * b_k) * scale), row, col, H * K, m_t, m_k, DESC and WHOLE)
-        b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32) * scale
-        b_z = b_q * b_w
-        b_w = product(parts(b_q * tl.exp2(d), DTYPE), turned(inner), zero, PRECISION) * tl.exp2(d * -1.0)
-        store(dk, tl.trans(b_l + b_w + b_self * b_q), row, col, H * K, m_t, m_k, DESC and WHOLE)
-        b_z -= b_k * b_w
-        # outward from the centre, like the decay; where a step was cut, the pairs across it were too heavy
-        b_z = collected(parts(tl.where(is_later(BLOCK // 2, BT), b_z, -b_z), DTYPE), take[2])
-        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
-        p_f = tile * K + o_k
-        passed = tl.load(flow + p_f, mask=m_k, other=0.0) * tl.load(decay + p_f, mask=m_k, other=0.0)
-        b_dg += b_z * tl.exp2(tl.minimum(b_g - BOUND, 0.0)) + passed[:, None]
         store(dg, tl.trans(b_dg), row, col, H * K, m_t, m_k, DESC and WHOLE)

@@ -40,7 +40,7 @@ def prepare_kernel(
     m_i = o_i < BT
     row = first + i_s * BT
     tile = i_t.to(tl.int64) * H + i_h
-    middle = matrix(sums, LEVELS + 2, BT)
+    middle = matrix(sums, LEVELS + 2, BT, BT)
     acc = tl.zeros([BT, BT], dtype=tl.float32)
     beyond = tl.zeros([BK], dtype=tl.int32)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
@@ -89,7 +89,7 @@ def steep_prepare_kernel(
     m_t = i_s * BT + o_i < length
     m_i = o_i < BT
     row = first + i_s * BT
-    take = matrices(sums, 0, LEVELS + 3, BT)
+    take = matrices(sums, 0, LEVELS + 3, BT, BT)
     causal = o_i[:, None] >= o_i[None, :]
     zero = tl.zeros([BT, BT], dtype=tl.float32)
     acc = zero

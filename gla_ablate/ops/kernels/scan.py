@@ -113,7 +113,7 @@ def scan_kernel(
             row, col, width = row_x, i_h * K, H * K
             m_r = m_t
         if GATE != _NONE and GATE != _CHANNEL:
-            prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, 1, GATE)
+            prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
         meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
         if STORE_STATES:  # noqa: SIM102 (known when compiled, which the next isn't)
             if meets:

@@ -23,7 +23,7 @@ class Tuning(NamedTuple):
 
 # kernels whose tiles have channels for rows
 TRANSPOSED = (
-    *("prepare_kernel", "steep_prepare_kernel", "products_kernel"),
+    *("prepare_kernel", "steep_prepare_kernel"),
     *("gradient_kernel", "channel_gradient_kernel", "steep_gradient_kernel"),
 )
 
@@ -45,8 +45,8 @@ def tuning(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: in
         most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
     if dtype == torch.bfloat16 and K <= 32 and kernel not in TRANSPOSED:
         # at one slice of 32 channels or fewer the matrix units of whole warp groups give wrong results with Triton 3.6
-        # (at 16 channels states), or fault; those of single warps, which 2 warps leave, are right
-        most = most._replace(num_warps=2, num_stages=1)
+        # (X of products, at 16 channels states), or fault; those of single warps, which 2 warps leave, are right
+        most = most._replace(num_warps=4 if kernel == "products_kernel" else 2, num_stages=1)
     # channels are the rows of the transposed tiles, and whole warp groups take 64 rows
     least = 64 if dtype == torch.bfloat16 and kernel in TRANSPOSED else 16
     return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv))
@@ -66,7 +66,11 @@ def largest(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: i
     if kernel == "products_kernel":
         if not narrow:
             return Tuning(32, 32, 4, 1)
-        return Tuning(128, 64, 4, 3) if chunk <= 64 else Tuning(128, 64, 8, 3)
+        if chunk <= 64:
+            return Tuning(128, 64, 8, 2)
+        if chunk == 128:
+            return Tuning(64, 32, 4, 3) if K <= 64 else Tuning(128, 32, 8, 5)
+        return Tuning(32, 64, 8, 2)
     if kernel in TRANSPOSED:
         return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 64, 4, 1)
     return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)  # scores_kernel
