@@ -102,7 +102,8 @@ def half_tile(
                 b_y += product(parts(b_f, DTYPE), turned(cross), zero, PRECISION)
                 b_p = beside(x, row_x, i_r + other, R, m_k, m_p, DESC, WHOLE).to(tl.float32)
                 passed += tl.sum(b_f * b_p, axis=1) * early
-        g_parts = parts(gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE), DTYPE)
+        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        g_parts = parts(b_g, DTYPE)
         b_x *= tl.exp2(summed(g_parts, take[0]))
         b_y *= tl.exp2(summed(g_parts, take[1]))
         b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE)
@@ -140,7 +141,6 @@ def half_tile(
         b_z -= b_k * b_w
         # outward from the centre, like the decay; where a step was cut, the pairs across it were too heavy
         b_z = collected(parts(tl.where(is_later(BLOCK // 2, BS), b_z, -b_z), DTYPE), take[2])
-        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
         b_dg += b_z * tl.exp2(tl.minimum(b_g - BOUND, 0.0))
         store(dg, tl.trans(b_dg), row, col, H * K, m_t, m_k, DESC and WHOLE)
 

@@ -42,7 +42,7 @@ def prepare_kernel(
     tile = i_t.to(tl.int64) * H + i_h
     middle = matrix(sums, LEVELS + 2, BT, BT)
     acc = tl.zeros([BT, BT], dtype=tl.float32)
-    beyond = tl.zeros([BK], dtype=tl.int32)
+    beyond = 0
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         col = i_h * K + i_k * BK
         o_k = i_k * BK + tl.arange(0, BK)
@@ -52,20 +52,22 @@ def prepare_kernel(
         b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE)
         early = tl.sum(tl.where(is_later(BT // 2, BT), 0.0, b_g), axis=1)
         late = tl.sum(tl.where(is_later(BT // 2, BT), b_g, 0.0), axis=1)
-        beyond |= ((tl.abs(early) <= mild) & (tl.abs(late) <= mild)).to(tl.int32) ^ 1  # so that NaN is beyond
+        is_mild = (tl.abs(early) <= mild) & (tl.abs(late) <= mild)
+        beyond = tl.maximum(beyond, tl.max(is_mild.to(tl.int32) ^ 1, axis=0))  # so that NaN is beyond
         early, late = tl.exp2(early), tl.exp2(late)
         tl.store(decay + tile * K + o_k, early * late, mask=m_k)
         tl.store(halves + 2 * tile * K + o_k, early, mask=m_k)
         tl.store(halves + (2 * tile + 1) * K + o_k, late, mask=m_k)
-        d = centred(parts(b_g, DTYPE), middle, BT // 2)
-        b_e = b_q.to(tl.float32) * scale * tl.exp2(d)
-        b_f = b_k.to(tl.float32) * tl.exp2(-d)
-        store(qg, tl.trans(b_e * early[:, None]), tile * BT, i_k * BK, K, m_i, m_k, DESC)
-        store(kg, tl.trans(b_f * late[:, None]), tile * BT, i_k * BK, K, m_i, m_k, DESC)
-        acc = product(turned(parts(b_e, DTYPE)), parts(b_f, DTYPE), acc, PRECISION)
+        if beyond == 0:
+            d = centred(parts(b_g, DTYPE), middle, BT // 2)
+            b_e = b_q.to(tl.float32) * scale * tl.exp2(d)
+            b_f = b_k.to(tl.float32) * tl.exp2(-d)
+            store(qg, tl.trans(b_e * early[:, None]), tile * BT, i_k * BK, K, m_i, m_k, DESC)
+            store(kg, tl.trans(b_f * late[:, None]), tile * BT, i_k * BK, K, m_i, m_k, DESC)
+            acc = product(turned(parts(b_e, DTYPE)), parts(b_f, DTYPE), acc, PRECISION)
     acc = tl.where(o_i[:, None] >= o_i[None, :], acc, 0.0)
     tl.store(scores + tile * BT * BT + o_i[:, None] * BT + o_i[None, :], acc.to(scores.dtype.element_ty))
-    tl.store(steep + tile, tl.max(beyond, axis=0))
+    tl.store(steep + tile, beyond)
 
 
 @triton.jit(do_not_specialize=["T", "NT"])

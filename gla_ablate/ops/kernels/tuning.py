@@ -72,5 +72,5 @@ def largest(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: i
             return Tuning(64, 32, 4, 3) if K <= 64 else Tuning(128, 32, 8, 5)
         return Tuning(32, 64, 8, 2)
     if kernel in TRANSPOSED:
-        return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 64, 4, 1)
+        return Tuning(64, 64, 4, 3 if kernel == "prepare_kernel" else 2) if narrow else Tuning(32, 64, 4, 1)
     return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)  # scores_kernel
