@@ -58,6 +58,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of gate")
     parser.add_argument("--rivals", default="auto", help='"auto" (those installed), "none", or a list: fla,flash,cudnn')
     parser.add_argument("--strength", choices=STRENGTHS, default="usual", help="logsigmoid(normal) / 16; −0.01; −8")
+    parser.add_argument("--packed", action="store_true", help="also the op on the same tokens as packed sequences")
     parser.add_argument("--sweep", action="store_true", help="T 512 … 32768, gates on channels, instead of --shapes")
     parser.add_argument("--forms", action="store_true", help="the forms of gla_ablate/ops/reference.py instead")
     parser.add_argument("--lengths", nargs="+", type=int, default=FORM_LENGTHS, metavar="T", help="of --forms")
@@ -79,11 +80,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def plan(shapes: list[Shape], kinds: list[str], present: list[str]) -> list[Step]:
+def plan(shapes: list[Shape], kinds: list[str], present: list[str], packed: bool = False) -> list[Step]:
     """FLA comes before ours, whose row shows the ratio."""
     steps: list[Step] = []
     for shape in shapes:
-        linear = [name for name in ("fla", rivals.OURS) if name in (*present, rivals.OURS)]
+        linear = ["fla"] * ("fla" in present) + [rivals.OURS] + [rivals.PACKED] * packed
         steps += [(shape, kind, name) for kind in kinds for name in linear]
         steps += [(shape.softmax(), "softmax", name) for name in present if name != "fla"]
     return steps
@@ -111,7 +112,7 @@ def run(steps: list[Step], strength: str, ceilings: floors.Ceilings, record: dic
         except Exception as error:  # of any kind, a rival's or ours: it is the row's result, and the rest goes on
             row.note = f"failed: {rivals.reason(error)}"
         compare(row, fla, ceilings)
-        good = good and not (name == rivals.OURS and row.note)
+        good = good and not (name in (rivals.OURS, rivals.PACKED) and row.note)
         record["rows"].append(asdict(row))
         table.save(out, record)
         print(table.render(row), flush=True)
@@ -150,7 +151,8 @@ def main() -> int:
         ceilings = floors.measured_ceilings()
         record["ceilings"] = asdict(ceilings)
         print(f"copies {ceilings.bandwidth / 1e12:.2f} TB/s, multiplies {ceilings.rate / 1e12:.0f} TFLOP/s in bf16\n")
-        steps = plan(shapes, kinds, [name for name in options.rivals if name not in record["missing"]])
+        present = [name for name in options.rivals if name not in record["missing"]]
+        steps = plan(shapes, kinds, present, options.packed)
         good = run(steps, options.strength, ceilings, record, options.out, start + options.budget)
     if options.plot:
         try:

@@ -1,5 +1,6 @@
 """The op under test and the ops that it stands beside, all called as `op(q, k, v[, g]) -> o` on `[B, T, H, ·]`.
 
+packed   the op itself on packed sequences
 fla      flash-linear-attention: `chunk_linear_attn`, `chunk_retention`, `chunk_simple_gla`, `chunk_gla`
 flash    softmax attention through PyTorch, FlashAttention backend, causal
 cudnn    the same through cuDNN
@@ -8,6 +9,7 @@ cudnn    the same through cuDNN
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from gla_ablate.ops import gated_linear_attention
 
 Op = Callable[..., Tensor]
 
-OURS = "gla_ablate"
+OURS, PACKED = "gla_ablate", "gla_ablate packed"
 RIVALS = ("fla", "flash", "cudnn")
 SOFTMAX = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "math": SDPBackend.MATH}
 
@@ -32,11 +34,28 @@ def load(name: str, kind: str) -> Op:
         return softmax(SOFTMAX[name])
     if torch.cuda.is_available():
         import gla_ablate.ops.library  # noqa: F401 (for the time that it takes)
-    return ours
+    return ours if name == OURS else packed
 
 
 def ours(*given: Tensor) -> Tensor:
     return gated_linear_attention(*given)[0]
+
+
+def packed(*given: Tensor) -> Tensor:
+    """The op on the same tokens in one row of the batch, as many sequences: the first as long as it was, the others cut
+    anywhere, so that nearly all end inside a tile."""
+    B, T = given[0].shape[:2]
+    rows = [x if x.dim() == 1 else x.reshape(1, B * T, *x.shape[2:]) for x in given]
+    o, _ = gated_linear_attention(*rows, cu_seqlens=offsets(B, T, given[0].device))
+    return o.reshape(B, T, *o.shape[2:])
+
+
+@cache
+def offsets(B: int, T: int, device: torch.device) -> Tensor:
+    seed = torch.Generator().manual_seed(0)
+    cuts = torch.randint(T, B * T + 1, (max(B - 2, 0),), generator=seed).sort().values
+    ends = [torch.tensor([0, T]), cuts, torch.tensor([B * T] if B > 1 else [], dtype=torch.int64)]
+    return torch.cat(ends).to(device)
 
 
 def fla(kind: str) -> Op:

@@ -60,11 +60,19 @@ def test_more_of_a_gate_never_lowers_the_floor():
     assert found == sorted(found) and found[0] < found[2] < found[3]
 
 
+@pytest.mark.parametrize("name", [rivals.OURS, rivals.PACKED])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_op_is_right_in_the_window_of_a_full_call(kind):
-    _, errors = measure.check(rivals.ours, measure.pose(SMALL, kind, "usual", "cpu"))
+def test_the_op_is_right_in_the_window_of_a_full_call(kind, name):
+    _, errors = measure.check(rivals.load(name, kind), measure.pose(SMALL, kind, "usual", "cpu"))
     assert set(errors) == set(measure.NAMES) - ({"dg"} if kind == "none" else set())
     assert all(error < measure.LIMIT for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("B", [1, 2, 16])
+def test_packed_sequences_hold_the_same_tokens_in_other_lengths(B):
+    ends = rivals.offsets(B, 100, torch.device("cpu")).tolist()
+    assert len(ends) == B + 1 and ends[:2] == [0, 100] and ends[-1] == 100 * B and ends == sorted(ends)
+    assert B < 3 or any(end % 64 for end in ends[2:-1])
 
 
 def forgets_the_gate(q, k, v, g):

@@ -11,3 +11,11 @@ def poisoned() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def frugal() -> Iterator[None]:
+    """Tests run side by side on one GPU, and PyTorch keeps what it once had."""
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -8,6 +8,7 @@ from gla_ablate.ops import gated_linear_attention
 from tests.ops.cases import GPU, KINDS
 
 pytestmark = pytest.mark.skipif(not GPU, reason="needs a GPU")
+LARGE = pytest.mark.xdist_group("takes most of a GPU's memory, so one after the other")
 
 
 def inputs(kind: str, B: int, T: int, H: int, K: int, V: int) -> list[Tensor]:
@@ -45,6 +46,7 @@ def test_a_cuda_graph_replays_on_new_inputs(kind: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(captured, outcome(given), strict=True))
 
 
+@LARGE
 @pytest.mark.parametrize("kind", ["none", "channel"])
 def test_rows_past_2_to_the_31_elements_are_right(kind: str) -> None:
     T, tail = 1_060_000, 1000
@@ -63,6 +65,7 @@ def test_rows_past_2_to_the_31_elements_are_right(kind: str) -> None:
         assert error < 1e-2
 
 
+@LARGE
 def test_a_million_tokens() -> None:
     given = inputs("channel", 1, 2**20, 4, 128, 256)
     assert all(x.isfinite().all() for x in outcome(given))

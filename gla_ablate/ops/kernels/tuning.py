@@ -43,6 +43,8 @@ def tuning(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: in
     most = largest(kernel, kind, dtype, K, V, chunk)
     if K % 16 or V % 16:
         most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
+    if kernel == "products_kernel" and most.bv >= V:
+        most = most._replace(num_stages=1)  # Triton 3.6 can't compile a staged loop that is known to run once
     if dtype == torch.bfloat16 and K <= 32 and kernel not in TRANSPOSED:
         # at one slice of 32 channels or fewer the matrix units of whole warp groups give wrong results with Triton 3.6
         # (X of products, at 16 channels states), or fault; those of single warps, which 2 warps leave, are right
@@ -68,9 +70,8 @@ def largest(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: i
             return Tuning(32, 32, 4, 1)
         if chunk <= 64:
             return Tuning(128, 64, 8, 2)
-        if chunk == 128:
-            return Tuning(64, 32, 4, 3) if K <= 64 else Tuning(128, 32, 8, 5)
-        return Tuning(32, 64, 8, 2)
+        # 64 × 32 at 4 warps is faster, and wrong now and then
+        return Tuning(128, 32, 8, 5) if chunk == 128 else Tuning(32, 64, 8, 2)
     if kernel in TRANSPOSED:
         return Tuning(64, 64, 4, 3 if kernel == "prepare_kernel" else 2) if narrow else Tuning(32, 64, 4, 1)
     return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)  # scores_kernel

@@ -1,0 +1,192 @@
+"""What the compiler makes of the kernels, without a GPU: registers, spills, shared memory, matrix instructions.
+
+    python benchmarks/compile.py --shapes 1.3B --kinds channel             # as they ship
+    python benchmarks/compile.py --shapes 340M --kinds none --candidates    # and all that tune.py would time
+    python benchmarks/compile.py --shapes 340M --chunk 256 --tokens 500     # sequences that end inside a tile
+
+Triton compiles for Hopper wherever it is installed. A candidate that spills in its loop, or whose shared memory lets a
+single program run on a multiprocessor, rarely wins; one that doesn't compile fails here. Versions of Triton differ: use
+the one that the GPU's machine has. Columns: programs a multiprocessor (by registers and shared memory), instructions of
+the longest loop, loads and stores of spilled registers in it, matrix instructions of warp groups (HGMMA) and of single
+warps (HMMA), waits for the former: about two a product where they follow one another, more where each is waited for.
+
+Exit codes: 0; 1 if what ships fails to compile; 2 for a mistake in the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+if os.environ.pop("TRITON_INTERPRET", None):
+    print("TRITON_INTERPRET is set, and ignored here", file=sys.stderr)
+
+import torch
+import triton
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import table
+import tune
+from shapes import KINDS, SHAPES, Shape
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from gla_ablate.ops.kernels import call, driver
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+SHARED, REGISTERS, WARPS = 227 * 1024, 65536, 64  # of a multiprocessor of an H100 or H200
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+COLUMNS = ("shape", "gate", "kernel", "BK", "BV", "warps", "stages", "registers", "shared KB", "programs", "loop",
+           "spills", "HGMMA", "HMMA", "waits")  # fmt: skip
+INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)(.*)$")
+
+
+def launches(shape: Shape, kind: str, chunk: int, dtype: torch.dtype) -> list[tuple[Any, dict[str, Any]]]:
+    """What one forward and backward pass would launch, on tensors that nothing is read from."""
+    seen: list[tuple[Any, dict[str, Any]]] = []
+    real: Callable[..., None] = call.launch
+    call.launch = lambda kernel, grid, key=None, **arguments: seen.append((kernel, arguments))
+    try:
+        B, T, H, K, V = shape.B, shape.T, shape.H, shape.K, shape.V
+        q, k, v = (torch.empty(B, T, H, n, dtype=dtype) for n in (K, K, V))
+        sizes = {"none": None, "head": (H,), "token": (B, T, H), "channel": (B, T, H, K)}[kind]
+        g = None if sizes is None else torch.empty(sizes)
+        _, _, saved = driver.forward(q, k, v, g, None, None, 1.0, chunk, False, True)
+        driver.backward(q, k, v, g, None, None, saved, torch.empty_like(v), None, 1.0, chunk)
+    finally:
+        call.launch = real
+    return seen
+
+
+def signature(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
+    """Types, constants and alignments, as Triton finds them at a launch."""
+    types, constants, aligned = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        x = arguments[parameter.name]
+        special = isinstance(x, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or x is None or (special and x == 1):
+            types[parameter.name], constants[parameter.name] = "constexpr", x
+        elif isinstance(x, torch.Tensor):
+            types[parameter.name] = "*" + TYPES[x.dtype]
+        elif isinstance(x, TensorDescriptor):
+            types[parameter.name] = f"tensordesc<{TYPES[x.base.dtype]}[{','.join(map(str, x.block_shape))}]>"
+        else:
+            types[parameter.name] = "fp32" if isinstance(x, float) else "i32"
+        if types[parameter.name] != "constexpr" and (isinstance(x, torch.Tensor) or (special and x % 16 == 0)):
+            aligned[i,] = [["tt.divisibility", 16]]
+    return types, constants, aligned
+
+
+def loop(code: list[tuple[str, str]], labels: dict[str, int]) -> collections.Counter[str]:
+    """Instructions between the backward branch that spans most and its target."""
+    spans = []
+    for i, (name, rest) in enumerate(code):
+        target = re.search(r"`\((\.L_x_\d+)\)", rest)
+        if name == "BRA" and target and labels.get(target.group(1), i + 1) <= i:
+            spans.append((labels[target.group(1)], i + 1))
+    start, stop = max(spans, key=lambda span: span[1] - span[0], default=(0, 0))
+    return collections.Counter(name for name, _ in code[start:stop])
+
+
+def disassembled(cubin: bytes) -> tuple[int, collections.Counter[str], collections.Counter[str]]:
+    """Registers a thread, all instructions, those of the longest loop."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, text = (
+            subprocess.run([TOOLS / tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers is not None, usage
+    code: list[tuple[str, str]] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := re.match(r"^(\.L_x_\d+):", line):
+            labels[label.group(1)] = len(code)
+        elif instruction := INSTRUCTION.match(line):
+            code.append((instruction.group(1), instruction.group(2)))
+    return int(registers.group(1)), collections.Counter(name for name, _ in code), loop(code, labels)
+
+
+def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Compile for sm_90. Raises what Triton raises."""
+    types, constants, aligned = signature(kernel, arguments)
+    options = {name: arguments[name] for name in ("num_warps", "num_stages")}
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    registers, everything, looped = disassembled(made.asm["cubin"])
+    warps, shared = options["num_warps"], made.metadata.shared
+    if shared > SHARED:
+        raise ValueError(f"{shared // 1024} KB of shared memory, more than the {SHARED // 1024} of a multiprocessor")
+    # a multiprocessor hands out registers 256 at a time to a warp, and keeps 1 KB of shared memory for each program
+    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
+    return {
+        "registers": registers, "shared": shared, "loop": looped.total(),
+        "programs": min(by_registers, SHARED // (shared + 1024), WARPS // warps),
+        "spills": looped["LDL"] + looped["STL"], "HGMMA": everything["HGMMA"], "HMMA": everything["HMMA"],
+        "waits": everything["WARPGROUP"],
+    }  # fmt: skip
+
+
+def choices(kernel: str, arguments: dict[str, Any], candidates: bool) -> list[dict[str, Any]]:
+    """The arguments of what ships and, where asked for, of every candidate that reads without tensor descriptors, whose
+    tiles are fixed in them, or changes no tile."""
+    found = [arguments]
+    if candidates:
+        for bk, bv, warps, stages in tune.candidates(kernel):
+            tiles = {"BK": bk, "BV": bv, "STAGES": stages}
+            other = arguments | {name: x for name, x in tiles.items() if name in arguments}
+            described = any(isinstance(x, TensorDescriptor) for x in arguments.values())
+            if not described or all(other.get(name) == arguments.get(name) for name in ("BK", "BV")):
+                found.append(other | {"num_warps": warps, "num_stages": stages})
+    return found
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of gate")
+    parser.add_argument("--kernels", nargs="+", metavar="KERNEL", help="only these")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--chunk", type=int, default=128, choices=[16, 32, 64, 128, 256], help="chunk size")
+    parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
+    parser.add_argument("--candidates", action="store_true", help="compile what tune.py would time, too")
+    options = parser.parse_args(given)
+    print(f"triton {triton.__version__}\n\n" + table.header(COLUMNS), flush=True)
+    good = True
+    for name, kind in itertools.product(options.shapes, options.kinds):
+        shape = Shape(name, 2, options.tokens, SHAPES[name].H, SHAPES[name].K, SHAPES[name].V)
+        seen = set()
+        for kernel, arguments in launches(shape, kind, options.chunk, getattr(torch, options.dtype)):
+            title = kernel.fn.__name__ + (" (reversed)" if arguments.get("REVERSE") else "")
+            if title in seen or (options.kernels and kernel.fn.__name__ not in options.kernels):
+                continue
+            seen.add(title)
+            can_vary = options.candidates and kernel.fn.__name__ in tune.kernels_of(kind)
+            for i, chosen in enumerate(choices(kernel.fn.__name__, arguments, can_vary)):
+                size = [str(chosen.get(x, "–")) for x in ("BK", "BV", "num_warps", "num_stages")]
+                try:
+                    found = measure(kernel, chosen)
+                    cells = [str(found["registers"]), f"{found['shared'] / 1024:.0f}"]
+                    cells += [str(found[x]) for x in COLUMNS[9:]]
+                except Exception as error:  # whatever the compiler raises is the row's result
+                    cells = [f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:80]}"]
+                    good = good and i > 0
+                print(table.line([name, kind, title, *size, *cells]), flush=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

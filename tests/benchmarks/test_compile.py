@@ -1,0 +1,63 @@
+"""What ships compiles for Hopper, which a machine without a GPU can see, too."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# not in the interpreter, in which the other tests of this process run the kernels
+COMMAND = [sys.executable, str(ROOT / "benchmarks" / "compile.py")]
+
+
+def run(*arguments: str, command: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([*(command or COMMAND), *arguments], capture_output=True, text=True, env=environment)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells after the kernel's name, by its name."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    return {row[2]: row[3:] for row in cells[1:]}
+
+
+CHANNEL = {"sums_kernel", "prepare_kernel", "steep_prepare_kernel", "scan_kernel", "scan_kernel (reversed)"}
+CHANNEL |= {"products_kernel", "channel_gradient_kernel", "steep_gradient_kernel"}
+OTHERS = {"scores_kernel", "scan_kernel", "scan_kernel (reversed)", "products_kernel", "gradient_kernel"}
+
+
+@pytest.mark.parametrize(
+    ("kernels", "arguments"),
+    [
+        (CHANNEL, ("--shapes", "1.3B", "--kinds", "channel")),
+        (CHANNEL, ("--shapes", "B8T1024H8D64", "--kinds", "channel", "--chunk", "256", "--tokens", "500")),
+        (OTHERS, ("--shapes", "340M", "--kinds", "head")),
+        (OTHERS, ("--shapes", "340M", "--kinds", "token", "--dtype", "float32")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_ships_compiles(kernels, arguments):
+    done = run(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = rows(done.stdout)
+    assert set(found) == kernels
+    for name, (*_, registers, shared, programs, loop, spills, hgmma, hmma, _waits) in found.items():
+        assert 0 < int(registers) <= 255 and int(shared) < 227 and int(programs) >= 1
+        assert name == "sums_kernel" or int(hgmma) + int(hmma) > 0
+        assert int(spills) < int(loop) / 5 or int(loop) == 0
+
+
+def test_what_needs_more_memory_than_there_is_fails():
+    program = "import sys; sys.argv[0] = 'compile.py'; import compile as it; it.SHARED = 1024; sys.exit(it.main())"
+    path = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); "
+    command = (sys.executable, "-c", path + program)
+    done = run("--shapes", "340M", "--kinds", "none", "--kernels", "scores_kernel", command=command)
+    assert done.returncode == 1
+    assert rows(done.stdout)["scores_kernel"][-1].startswith("failed: ValueError:")
+
+
+def test_candidates_stand_below_what_ships():
+    done = run("--shapes", "340M", "--kinds", "none", "--kernels", "scores_kernel", "--candidates")
+    assert done.returncode == 0 and done.stdout.count("scores_kernel") > 10
