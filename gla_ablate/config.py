@@ -38,7 +38,8 @@ class ModelConfig:
     ffn_ratio: float = 8 / 3  # SwiGLU width / dim, before rounding up
     ffn_multiple: int = 32  # the SwiGLU width is rounded up to a multiple of this
     tie_embeddings: bool = False
-    chunk_size: int = 64  # tokens a chunk of the op: changes speed, never the result beyond rounding
+    # tokens a chunk of the op, or auto, the fastest: changes speed, never the result beyond rounding
+    chunk_size: int | Literal["auto"] = "auto"
     backend: str = "auto"  # of the op: auto | triton | torch
     gate: dict[str, Any] = field(default_factory=lambda: {"name": "data_dependent"})  # name and the gate's own options
 

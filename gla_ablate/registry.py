@@ -103,9 +103,13 @@ class Registry(Generic[T]):
 
 
 def type_name(kind: Any) -> str:
-    """A type as a user writes it: `int`, `list[int]`, `int | None`."""
+    """A type as a user writes it: `int`, `list[int]`, `int | auto`."""
     if kind is type(None):
         return "null"
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " | ".join(map(type_name, typing.get_args(kind)))
+    if typing.get_origin(kind) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(kind)))
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
 
 

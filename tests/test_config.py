@@ -64,6 +64,7 @@ def test_a_gate_by_its_bare_name_is_told_how_to_write_it():
         ({"optim.lr": "fast"}, r"optim\.lr: got 'fast', takes float"),
         ({"trainer.precision": "bf16-mixd"}, r"trainer\.precision: got 'bf16-mixd', did you mean 'bf16-mixed'\?"),
         ({"model.heads": 3}, r"model\.heads: got 3"),
+        ({"model.chunk_size": "atuo"}, r"model\.chunk_size: got 'atuo', takes int \| auto"),
         ({"model.chunk_size": 48}, r"model\.chunk_size: got 48"),
         ({"model.gate.name": "nonne"}, r"model\.gate\.name: unknown gate 'nonne', did you mean 'none'\?"),
         ({"model.gate": {"name": "none", "rank": 4}}, r"model\.gate\.rank: gate 'none' has no such option"),

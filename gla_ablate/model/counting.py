@@ -26,7 +26,8 @@ def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> float
     """Floating-point operations per token of a training step, forward and backward: 3 × those of the matrix products of
     the forward pass. A product [m,k]·[k,n] counts 2mkn; the embedding look-up and elementwise work count nothing.
 
-    Forward, with d the width, d_k = heads·K, d_v = heads·V, f the SwiGLU width and C = min(chunk_size, seq_len):
+    Forward, with d the width, d_k = heads·K, d_v = heads·V, f the SwiGLU width and C = min(chunk_size, seq_len),
+    with 64 for "auto", so that the count is the same on every machine:
 
         layers · [ 2d(2 d_k + 3 d_v) + 6 d f             projections and SwiGLU
                    + 2 · weights of the gate             each of its matrices meets each token once
@@ -36,7 +37,7 @@ def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> float
     d, d_k, d_v = config.dim, key_width(config), value_width(config)
     gate = build_gate(config, layer=0, seed=0)
     gate_weights = sum(parameter.numel() for parameter in gate.parameters() if parameter.ndim >= 2)
-    chunk = min(config.chunk_size, seq_len)
+    chunk = min(64 if config.chunk_size == "auto" else config.chunk_size, seq_len)
     layer = (
         2 * d * (2 * d_k + 3 * d_v)
         + 6 * d * ffn_width(config)

@@ -72,8 +72,8 @@ def check_model(config: ModelConfig) -> ModelConfig:
             raise ConfigError(f"model.{key}: got {getattr(config, key)}, takes a number above 0")
     for key in ("expand_k", "expand_v"):
         _check_heads(config, key)
-    if config.chunk_size not in (16, 32, 64, 128, 256):
-        raise ConfigError(f"model.chunk_size: got {config.chunk_size}, takes 16, 32, 64, 128 or 256")
+    if config.chunk_size not in ("auto", 16, 32, 64, 128, 256):
+        raise ConfigError(f"model.chunk_size: got {config.chunk_size}, takes auto, 16, 32, 64, 128 or 256")
     if config.backend not in BACKENDS:
         hint = nearest(config.backend, BACKENDS)
         raise ConfigError(f"model.backend: got {config.backend!r}{hint} (valid: {', '.join(BACKENDS)})")

@@ -82,7 +82,7 @@ def gated_linear_attention(
         ValueError: naming the argument, what it got and what it takes. RuntimeError on a second derivative (Triton).
 
     Precision: any g ≤ 0 gives finite results and gradients. Inside a diagonal block of 16 rows (8 for fp32) a step that
-    decays by more than exp(−9) (fp32: exp(−19)) counts as that much; across blocks decay is exact.
+    decays by more than exp(−9) (fp32: exp(−18)) may count as that much; across blocks decay is exact.
 
     Source: Gated Linear Attention Transformers with Hardware-Efficient Training (arXiv 2312.06635), section 4.
     """

@@ -84,6 +84,11 @@ def test_flops_of_the_op_grow_with_the_chunk_until_it_holds_the_sequence():
     assert costs[0] < costs[1] < costs[2] == costs[3] == costs[4]
 
 
+def test_an_automatic_chunk_counts_the_same_wherever_it_runs():
+    automatic, fixed = (flops_per_token(ModelConfig(chunk_size=c), vocab_size=256, seq_len=256) for c in ("auto", 64))
+    assert automatic == fixed
+
+
 def test_checking_and_counting_load_neither_lightning_nor_torchs_compiler():
     """Either would take the seconds that a dry run has."""
     code = """

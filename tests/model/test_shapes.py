@@ -34,7 +34,7 @@ def test_checked_config_passes_unchanged():
             "model.expand_k: got 0.3, takes a number that gives a whole width: dim 128 · expand_k = 38.4",
         ),
         ({"dim": 2048, "heads": 2}, "model.heads: got 2, which makes 1024 channels a head"),
-        ({"chunk_size": 48}, "model.chunk_size: got 48, takes 16, 32, 64, 128 or 256"),
+        ({"chunk_size": 48}, "model.chunk_size: got 48, takes auto, 16, 32, 64, 128 or 256"),
         ({"chunk_size": 512}, "model.chunk_size: got 512"),
         ({"backend": "tritn"}, "model.backend: got 'tritn', did you mean 'triton'? (valid: auto, triton, torch)"),
         ({"gate": {}}, "model.gate.name: got None, takes one of data_dependent, fixed_decay, none"),

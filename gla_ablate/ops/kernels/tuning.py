@@ -43,8 +43,8 @@ def tuning(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: in
     most = largest(kernel, kind, dtype, K, V, chunk)
     if K % 16 or V % 16:
         most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
-    if kernel == "products_kernel" and most.bv >= V:
-        most = most._replace(num_stages=1)  # Triton 3.6 can't compile a staged loop that is known to run once
+    if kernel == "products_kernel" and chunk > 64 and most.bv >= V:
+        most = most._replace(num_stages=1)  # Triton 3.6 can't compile this loop staged where it is known to run once
     if dtype == torch.bfloat16 and K <= 32 and kernel not in TRANSPOSED:
         # at one slice of 32 channels or fewer the matrix units of whole warp groups give wrong results with Triton 3.6
         # (X of products, at 16 channels states), or fault; those of single warps, which 2 warps leave, are right
