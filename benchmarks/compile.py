@@ -4,11 +4,11 @@
     python benchmarks/compile.py --shapes 340M --kinds none --candidates    # and all that tune.py would time
     python benchmarks/compile.py --shapes 340M --chunk 256 --tokens 500     # sequences that end inside a tile
 
-Triton compiles for Hopper wherever it is installed. A candidate that spills in its loop, or whose shared memory lets a
-single program run on a multiprocessor, rarely wins; one that doesn't compile fails here. Versions of Triton differ: use
-the one that the GPU's machine has. Columns: programs a multiprocessor (by registers and shared memory), instructions of
-the longest loop, loads and stores of spilled registers in it, matrix instructions of warp groups (HGMMA) and of single
-warps (HMMA), waits for the former: about two a product where they follow one another, more where each is waited for.
+Triton compiles for Hopper wherever it is installed. A candidate that spills, or whose shared memory lets a single
+program run on a multiprocessor, rarely wins; one that doesn't compile fails here. Versions of Triton differ: use that
+of the GPU's machine. Columns: programs a multiprocessor (by registers and shared memory), all instructions, those
+that load and store spilled registers, matrix instructions of warp groups (HGMMA) and of single warps (HMMA), waits for
+the former: one a product or less, but one an instruction where the compiler gave up on overlapping them.
 
 Exit codes: 0; 1 if what ships fails to compile; 2 for a mistake in the command.
 """
@@ -47,9 +47,10 @@ from gla_ablate.ops.kernels import call, driver
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 SHARED, REGISTERS, WARPS = 227 * 1024, 65536, 64  # of a multiprocessor of an H100 or H200
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-COLUMNS = ("shape", "gate", "kernel", "BK", "BV", "warps", "stages", "registers", "shared KB", "programs", "loop",
-           "spills", "HGMMA", "HMMA", "waits")  # fmt: skip
-INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)(.*)$")
+Launch = tuple[str, Any, dict[str, Any]]  # "ships" or not, kernel, arguments
+COLUMNS = ("shape", "gate", "kernel", "BK", "BV", "warps", "stages", "registers", "shared KB", "programs",
+           "instructions", "spills", "HGMMA", "HMMA", "waits", "")  # fmt: skip
+INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+(?:\.[A-Z0-9_]+)?)", re.MULTILINE)
 
 
 def launches(shape: Shape, kind: str, chunk: int, dtype: torch.dtype) -> list[tuple[Any, dict[str, Any]]]:
@@ -88,36 +89,21 @@ def signature(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], d
     return types, constants, aligned
 
 
-def loop(code: list[tuple[str, str]], labels: dict[str, int]) -> collections.Counter[str]:
-    """Instructions between the backward branch that spans most and its target."""
-    spans = []
-    for i, (name, rest) in enumerate(code):
-        target = re.search(r"`\((\.L_x_\d+)\)", rest)
-        if name == "BRA" and target and labels.get(target.group(1), i + 1) <= i:
-            spans.append((labels[target.group(1)], i + 1))
-    start, stop = max(spans, key=lambda span: span[1] - span[0], default=(0, 0))
-    return collections.Counter(name for name, _ in code[start:stop])
-
-
-def disassembled(cubin: bytes) -> tuple[int, collections.Counter[str], collections.Counter[str]]:
-    """Registers a thread, all instructions, those of the longest loop."""
+def disassembled(cubin: bytes) -> tuple[int, collections.Counter[str]]:
+    """Registers a thread, and how often each instruction stands in the code ("WARPGROUP.DEPBAR" waits)."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, text = (
+        usage, code = (
             subprocess.run([TOOLS / tool, flag, file.name], capture_output=True, text=True, check=True).stdout
             for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None, usage
-    code: list[tuple[str, str]] = []
-    labels: dict[str, int] = {}
-    for line in text.splitlines():
-        if label := re.match(r"^(\.L_x_\d+):", line):
-            labels[label.group(1)] = len(code)
-        elif instruction := INSTRUCTION.match(line):
-            code.append((instruction.group(1), instruction.group(2)))
-    return int(registers.group(1)), collections.Counter(name for name, _ in code), loop(code, labels)
+    names = INSTRUCTION.findall(code)
+    return int(registers.group(1)), collections.Counter(
+        name if name.startswith("WARPGROUP") else name.split(".")[0] for name in names
+    )
 
 
 def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -126,32 +112,37 @@ def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     options = {name: arguments[name] for name in ("num_warps", "num_stages")}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    registers, everything, looped = disassembled(made.asm["cubin"])
+    registers, code = disassembled(made.asm["cubin"])
     warps, shared = options["num_warps"], made.metadata.shared
     if shared > SHARED:
         raise ValueError(f"{shared // 1024} KB of shared memory, more than the {SHARED // 1024} of a multiprocessor")
     # a multiprocessor hands out registers 256 at a time to a warp, and keeps 1 KB of shared memory for each program
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
     return {
-        "registers": registers, "shared": shared, "loop": looped.total(),
+        "registers": registers, "shared": shared, "instructions": code.total(),
         "programs": min(by_registers, SHARED // (shared + 1024), WARPS // warps),
-        "spills": looped["LDL"] + looped["STL"], "HGMMA": everything["HGMMA"], "HMMA": everything["HMMA"],
-        "waits": everything["WARPGROUP"],
+        "spills": code["LDL"] + code["STL"], "HGMMA": code["HGMMA"], "HMMA": code["HMMA"],
+        "waits": sum(n for name, n in code.items() if name.startswith("WARPGROUP.DEPBAR")),
     }  # fmt: skip
 
 
-def choices(kernel: str, arguments: dict[str, Any], candidates: bool) -> list[dict[str, Any]]:
-    """The arguments of what ships and, where asked for, of every candidate that reads without tensor descriptors, whose
-    tiles are fixed in them, or changes no tile."""
-    found = [arguments]
+def variants(shape: Shape, kind: str, chunk: int, dtype: torch.dtype, candidates: bool) -> list[Launch]:
+    """What ships and, where asked for, each kernel with every candidate of `tune.py`; none twice."""
+    found = [("ships", *launch) for launch in launches(shape, kind, chunk, dtype)]
     if candidates:
-        for bk, bv, warps, stages in tune.candidates(kernel):
-            tiles = {"BK": bk, "BV": bv, "STAGES": stages}
-            other = arguments | {name: x for name, x in tiles.items() if name in arguments}
-            described = any(isinstance(x, TensorDescriptor) for x in arguments.values())
-            if not described or all(other.get(name) == arguments.get(name) for name in ("BK", "BV")):
-                found.append(other | {"num_warps": warps, "num_stages": stages})
-    return found
+        for name in tune.kernels_of(kind):
+            for choice in tune.candidates(name):
+                with tune.tuned(name, choice):
+                    own = [launch for launch in launches(shape, kind, chunk, dtype) if launch[0].fn.__name__ == name]
+                found += [("", *launch) for launch in own]
+    seen: set[Any] = set()
+    kept = []
+    for note, kernel, arguments in found:
+        key = kernel, tuple(x for x in arguments.values() if isinstance(x, (bool, int)))
+        if key not in seen:
+            kept.append((note, kernel, arguments))
+        seen.add(key)
+    return sorted(kept, key=lambda launch: launch[1].fn.__name__)
 
 
 def main(given: list[str] | None = None) -> int:
@@ -164,27 +155,28 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
     parser.add_argument("--candidates", action="store_true", help="compile what tune.py would time, too")
     options = parser.parse_args(given)
+    names = sorted({name for kind in KINDS for name in tune.kernels_of(kind)} | {"sums_kernel", "segments_kernel"})
+    for name in options.kernels or []:
+        if name not in names:
+            parser.error(f"--kernels: got {name!r}, takes {', '.join(names)}")
     print(f"triton {triton.__version__}\n\n" + table.header(COLUMNS), flush=True)
     good = True
     for name, kind in itertools.product(options.shapes, options.kinds):
         shape = Shape(name, 2, options.tokens, SHAPES[name].H, SHAPES[name].K, SHAPES[name].V)
-        seen = set()
-        for kernel, arguments in launches(shape, kind, options.chunk, getattr(torch, options.dtype)):
-            title = kernel.fn.__name__ + (" (reversed)" if arguments.get("REVERSE") else "")
-            if title in seen or (options.kernels and kernel.fn.__name__ not in options.kernels):
+        dtype = getattr(torch, options.dtype)
+        for note, kernel, arguments in variants(shape, kind, options.chunk, dtype, options.candidates):
+            if options.kernels and kernel.fn.__name__ not in options.kernels:
                 continue
-            seen.add(title)
-            can_vary = options.candidates and kernel.fn.__name__ in tune.kernels_of(kind)
-            for i, chosen in enumerate(choices(kernel.fn.__name__, arguments, can_vary)):
-                size = [str(chosen.get(x, "–")) for x in ("BK", "BV", "num_warps", "num_stages")]
-                try:
-                    found = measure(kernel, chosen)
-                    cells = [str(found["registers"]), f"{found['shared'] / 1024:.0f}"]
-                    cells += [str(found[x]) for x in COLUMNS[9:]]
-                except Exception as error:  # whatever the compiler raises is the row's result
-                    cells = [f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:80]}"]
-                    good = good and i > 0
-                print(table.line([name, kind, title, *size, *cells]), flush=True)
+            title = kernel.fn.__name__ + (" (reversed)" if arguments.get("REVERSE") else "")
+            size = [str(arguments.get(x, "–")) for x in ("BK", "BV", "num_warps", "num_stages")]
+            try:
+                found = measure(kernel, arguments)
+                cells = [str(found["registers"]), f"{found['shared'] / 1024:.0f}"]
+                cells += [*(str(found[x]) for x in COLUMNS[9:-1]), note]
+            except Exception as error:  # whatever the compiler raises is the row's result
+                cells = [f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:80]}"]
+                good = good and not note
+            print(table.line([name, kind, title, *size, *cells]), flush=True)
     return 0 if good else 1
 
 

@@ -19,6 +19,9 @@ of the floor  the floor's time over the op's, forward / forward + backward / rep
               the rate in it are measured first
 FLA's time    over the op's, forward / forward + backward / replayed: above 1× the op is faster
 
+--packed adds rows of the op on the same tokens as so many packed sequences, most of which end inside a tile
+(`rivals.py`); FLA isn't run so, and there is no ratio.
+
 FLA 0.6 tunes itself at a new width for minutes. It reads choices stored earlier with FLA_CACHE_MODE=strict and
 FLA_CONFIG_DIR=<folder>, and still tunes what isn't stored; other modes may take another shape's choice, which is no
 fair rival. `--budget` is asked between rows: a row that has begun is finished.
@@ -127,7 +130,7 @@ def compare(row: Row, fla: dict[tuple[Shape, str], Row], ceilings: floors.Ceilin
     row.floor_forward_ms, row.floor_both_ms = floors.floor_ms(row.shape, row.kind, ceilings)
     if row.op == "fla":
         fla[row.shape, row.kind] = row
-    if other := fla.get((row.shape, row.kind)):
+    if row.op != rivals.PACKED and (other := fla.get((row.shape, row.kind))):
         row.fla_forward, row.fla_both = other.forward_ms / row.forward_ms, other.both_ms / row.both_ms
         row.fla_replay = table.ratio(other.replay_ms, row.replay_ms)
 

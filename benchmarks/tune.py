@@ -129,14 +129,19 @@ def shipped(kernel: str, shape: Shape, kind: str) -> Any:
     from gla_ablate.ops.kernels.tuning import tuning
     from gla_ablate.ops.op import AUTO_CHUNK
 
-    return tuning(kernel, KINDS.index(kind), torch.bfloat16, shape.K, shape.V, AUTO_CHUNK["triton"])
+    return tuning(kernel, torch.bfloat16, shape.K, shape.V, AUTO_CHUNK["triton"])
 
 
 def tune(shape: Shape, kind: str, kernel: str, choices: list[Any], problem: measure.Problem) -> list[dict[str, Any]]:
-    """What ships, then the candidates; a line each as soon as it is known."""
+    """What ships, then the candidates; a line each as soon as it is known. A candidate is told by what it comes to at
+    this shape, and run once."""
     rows = []
-    for i, choice in enumerate([shipped(kernel, shape, kind), *choices]):
-        row = {"shape": shape.name, "gate": kind, **assess(kernel, choice, problem)}
+    distinct: dict[Any, Any] = {shipped(kernel, shape, kind): shipped(kernel, shape, kind)}
+    for choice in choices:
+        with tuned(kernel, choice):
+            distinct.setdefault(shipped(kernel, shape, kind), choice)
+    for i, (what, choice) in enumerate(distinct.items()):
+        row = {"shape": shape.name, "gate": kind, **assess(kernel, choice, problem), **what._asdict()}
         row["note"] = row["note"] or ("ships" if i == 0 else "")
         rows.append(row)
         size = [str(row[name]) for name in ("bk", "bv", "num_warps", "num_stages")]
@@ -178,6 +183,8 @@ def main() -> int:
         for kernel in kernels_of(kind):
             if options.kernels and kernel not in options.kernels:
                 continue
+            if kernel.startswith("steep") and options.strength != "strong":
+                continue  # which has nothing to do at other gates
             record["rows"] += tune(shape, kind, kernel, candidates(kernel)[part::parts], problem)
             if not options.share:
                 table.save(options.out, record)

@@ -32,7 +32,7 @@ import rivals
 import triton
 from shapes import KINDS, SHAPES, Shape, inputs
 from triton.runtime.autotuner import Autotuner
-from triton.runtime.errors import OutOfResources, PTXASError
+from triton.runtime.errors import AutotunerError, OutOfResources, PTXASError
 
 SHORT = 256  # tokens of a sequence on which candidates are compiled: chunks are whole, and the batch as it will be
 
@@ -63,7 +63,7 @@ def tune(shape: Shape, kind: str, bench: Callable[..., Any], share: tuple[int, i
                 self.configs = whole[(part + i) % parts :: parts] or whole[:1]
                 try:
                     return run(self, *args, **kwargs)
-                except (OutOfResources, PTXASError):
+                except (AutotunerError, OutOfResources, PTXASError):
                     self.cache.clear()
             raise RuntimeError(f"none of FLA's candidates for {self.base_fn.__name__} runs")
         finally:

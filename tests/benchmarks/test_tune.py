@@ -52,7 +52,18 @@ def test_a_candidate_is_run_with_its_own_parameters_and_timed(problem):
     assert launched["scan_kernel"]["num_warps"] != 2 or DEVICE == "cuda"
     row = tune.assess("products_kernel", CHOICE, problem)
     assert row["us"] > 0 and row["error"] < measure.LIMIT and row["note"] == ""
-    assert tuning.tuning("products_kernel", 3, torch.float32, 16, 16, 32).num_warps == 4  # as it ships again
+    assert tuning.tuning("products_kernel", torch.float32, 16, 16, 32).num_warps == 4  # as it ships again
+
+
+def test_candidates_that_come_to_the_same_run_once(problem, monkeypatch):
+    run = []
+    monkeypatch.setattr(
+        tune, "assess", lambda kernel, choice, _: run.append(choice) or {"us": 1.0, "error": 0.0, "note": ""}
+    )
+    choices = [tuning.Tuning(bk, 32, 8, 2) for bk in (32, 64, 128)]
+    rows = tune.tune(SHAPES["B8T1024H8D64"], "channel", "products_kernel", choices, problem)
+    assert len(run) == 3 and [row["bk"] for row in rows] == [64, 32, 64]  # K = 64 has no larger tile
+    assert [row["note"] for row in rows] == ["ships", "", ""]
 
 
 def test_a_wrong_candidate_gets_no_time(problem, monkeypatch):

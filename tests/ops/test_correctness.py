@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
-from gla_ablate.ops.kernels import call, tuning
-from tests.ops.cases import GPU, KINDS, STRENGTHS, Case, check, computed
+from gla_ablate.ops.kernels import call, decay, gradient_channel, gradient_steep, prepare, tuning
+from tests.ops.cases import GPU, KINDS, STRENGTHS, Case, check, computed, errors
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
-    # of steep tiles, which `prepare_kernel` leaves to be done over
+    # of pairs above the diagonal, which are masked: there both factors may grow towards the centre of a block
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
 ]
 BACKENDS = ("torch", "triton")
@@ -145,6 +147,29 @@ def test_chunks_of_several_large_tiles_are_right(case: Case, monkeypatch: pytest
     wide, narrow = call.NUMERICS[torch.float32], call.NUMERICS[torch.bfloat16]
     monkeypatch.setitem(call.NUMERICS, torch.float32, replace(wide, tile=narrow.tile, keep=narrow.keep))
     check(case, "triton", torch.float32)
+
+
+@triton.jit
+def two_parts(b, DTYPE: tl.constexpr):
+    """`parts` of bf16, but as fp32, which the interpreter multiplies rightly."""
+    high = (b.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    return (high, b - high)
+
+
+@pytest.mark.skipif(GPU, reason="there bf16 runs so")
+@pytest.mark.parametrize("lengths", [(), (70, 0, 58)], ids=["whole", "packed"])
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_two_halves_and_the_anchors_of_16_bits_are_right(
+    strength: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = replace(call.NUMERICS[torch.bfloat16], store=torch.float32)
+    monkeypatch.setitem(call.NUMERICS, torch.float32, narrow)
+    for module in (decay, prepare, gradient_channel, gradient_steep):
+        if hasattr(module, "parts"):
+            monkeypatch.setattr(module, "parts", two_parts)
+    case = replace(Case(strength=strength), T=128, H=1, K=32, V=16, chunk=128, lengths=lengths)
+    found = errors(case, computed(case, "triton", torch.float32))
+    assert all(error < 1e-3 for error in found.values()), found
 
 
 @pytest.mark.skipif(GPU, reason="there every width that fits runs so")

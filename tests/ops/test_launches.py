@@ -19,7 +19,7 @@ KERNELS = {
     },
     "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},
 }
-RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "n_rows", "scale", "bound", "mild"}
+RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "scale", "mild"}
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -64,13 +64,14 @@ class Numerics:
     tile: int  # the most rows of a tile: its sums and scores must fit in shared memory several times
     keep: int  # the most rows between two states that are kept
     mild: float  # nats over half a tile up to which one anchor serves all of it
+    exact: bool  # whether a sum over pairs must hold none that has to cancel
 
 
 # fp16 has neither the range for states and anchored factors nor bf16's room: its products run on fp32 operands.
 NUMERICS = {
-    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -13.0, 64, 256, 60.0),
-    torch.float16: Numerics(torch.float32, "tf32", 16, -13.0, 32, 32, 60.0),
-    torch.float32: Numerics(torch.float32, "tf32x3", 8, -27.0, 32, 32, 6.0),
+    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -13.0, 64, 256, 60.0, False),
+    torch.float16: Numerics(torch.float32, "tf32", 16, -13.0, 32, 32, 60.0, False),
+    torch.float32: Numerics(torch.float32, "tf32x3", 8, -27.0, 32, 32, 6.0, True),
 }
 TL_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -79,7 +80,7 @@ def gate_kind(g: Tensor | None) -> int:
     return NONE if g is None else {1: HEAD, 3: TOKEN, 4: CHANNEL}[g.dim()]
 
 
-@cache
+@lru_cache(maxsize=4096)
 def form(n: int, width: int, rows: int, columns: int, size: int) -> dict[str, Any] | None:
     """A tensor descriptor but for its tensor; None where the chip's copy engine can't take the matrix."""
     if n == 0 or width * size % 16 or n // width >= 2**31:
@@ -211,13 +212,13 @@ class Call:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """What kernels take by these names, each decided here once."""
-        B, T, H, K, V = self.shape
+        _, T, H, K, V = self.shape
         return {
             "q": self.q, "k": self.k, "v": self.v, "g": self.g,
-            "T": T, "NT": pieces(T, self.bt), "NC": pieces(T, self.chunk), "n_rows": B * T,
+            "T": T, "NT": pieces(T, self.bt), "NC": pieces(T, self.chunk),
             "H": H, "K": K, "V": V, "BT": self.bt, "TPC": self.chunk // self.bt,
             "BLOCK": self.numerics.block, "LEVELS": self.levels,
-            "BS": self.half, "INNER": (self.half // self.numerics.block).bit_length() - 1,
+            "EXACT": self.numerics.exact, "BS": self.half, "INNER": (self.half // self.numerics.block).bit_length() - 1,
             "GATE": self.kind, "VARLEN": self.cu_seqlens is not None, "WHOLE": self.whole,
             "DTYPE": TL_DTYPE[self.numerics.store], "PRECISION": self.numerics.precision,
             "scale": self.scale, "BOUND": self.numerics.bound,
@@ -226,7 +227,7 @@ class Call:
         }  # fmt: skip
 
     def tuning(self, kernel: Any) -> Tuning:
-        return tuning(kernel.fn.__name__, self.kind, self.q.dtype, self.q.shape[3], self.v.shape[3], self.chunk)
+        return tuning(kernel.fn.__name__, self.q.dtype, self.q.shape[3], self.v.shape[3], self.chunk)
 
     def run(self, kernel: Any, grid: int, **own: Any) -> None:
         """Launches `grid` programs a head with its `own` arguments and, for names it leaves out, those of the call."""

@@ -138,7 +138,7 @@ def scan(
 
 def operands(call: Call, saved: Saved, a: Tensor, b: Tensor, x: Tensor, o: Tensor | None) -> dict[str, Any]:
     """The operands of `scan_kernel`, through the chip's copy engine where they can be and it pays."""
-    _, T, H, K, V = call.shape
+    _, _, H, K, V = call.shape
     most = call.tuning(scan_kernel)
     plain = {"a": a, "b": b, "scores": saved.scores, "x": x, "o": o, "DESC": False, "DESC_X": False}
     channel = call.kind == CHANNEL
@@ -149,7 +149,7 @@ def operands(call: Call, saved: Saved, a: Tensor, b: Tensor, x: Tensor, o: Tenso
     tiles["scores"] = describe(saved.scores, call.bt, call.bt, call.bt)
     if None in tiles.values():
         return plain
-    even = call.cu_seqlens is None and T % call.bt == 0 and V % most.bv == 0  # else a tile holds rows of its neighbour
+    even = call.whole and V % most.bv == 0  # else a tile holds rows or columns of its neighbour
     rows = {name: describe(y, H * V, call.bt, most.bv) for name, y in (("x", x), ("o", o)) if y is not None}
     if not even or None in rows.values() or x.dtype != call.numerics.store:
         rows = {}
@@ -235,7 +235,6 @@ def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, T
         own |= {"g": call.g}
         out |= {"dg": dg}
         kept |= {"halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
-        kept |= {"EXACT": call.q.dtype == torch.float32}
     else:
         if call.kind == TOKEN:
             dg = call.new(B, T, H, dtype=torch.float32)

@@ -1,11 +1,11 @@
-r"""The gradients of q, k and g for gates without channels, and why dg is summed as it is, for every gate.
+r"""The gradients of q, k and g for gates without channels; why dg is summed as it is, for these and for steep tiles.
 
 dg_t is the sum, over the pairs (i, j) of rows with j < t ≤ i, of P_ij = dA_ij q_i k_j exp(…): each path from a write to
 a read that crosses step t. The textbook gets it as a running sum of q·dq − k·dk, in which pairs that don't cross t must
 cancel; at strong gates they outweigh the rest by orders of magnitude, and rounding is all that is left. Here pairs that
 leave the tile enter as what they are: those that pass over it, those that end in its row i at rows t ≤ i, those that
 begin in its row j at rows t > j. Only pairs inside the tile count twice, +P at their end and −P at their beginning,
-from the same rounded factors; the pair (i, i), which crosses nothing and outweighs all, stays out and is added to dq
+from the same factors; the pair (i, i), which crosses nothing and outweighs all, stays out and is added to dq
 and dk elementwise.
 """
 

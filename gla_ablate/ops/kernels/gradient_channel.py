@@ -2,11 +2,10 @@ r"""The gradients of q, k and g for gates on channels.
 
 dg_t is the sum, over the pairs (i, j) of rows with j < t ≤ i, of P_ij = dA_ij q_i k_j exp(…): each path from a write to
 a read that crosses step t. With U_i = Σ_j P_ij what row i reads and L_j = Σ_i P_ij what row j's write becomes, it is
-what passes over the tile or leaves it, plus Σ_{i ≥ t} (U_i − L_i), in which a pair that doesn't cross t must cancel. It
-does to 2^−16 of itself, because both factors and dA are in two halves of 16 bits; pairs that leave the tile enter as
-what they are, so that no sum outgrows what crosses the tile's own steps. The pair (i, i) crosses nothing: it stays out
-of every product and is added to dq and dk elementwise. For fp32 inputs (EXACT) steep tiles take the sum outward from
-each anchor instead, which holds crossing pairs alone.
+what passes over the tile, plus what leaves it, plus Σ_{i ≥ t} (U_i − L_i), in which a pair that doesn't cross t must
+cancel. It does to 2^−16 of itself (fp16: 2^−11), because both factors and dA are in two halves of 16 bits, and in a
+mild tile no pair outweighs those that cross by more than that leaves room for. The pair (i, i) crosses nothing: it
+stays out of every product and is added to dq and dk elementwise.
 
 Everything is transposed, channels by rows `[BK, BT]` (see `gla_ablate.ops.kernels.decay`), and in an order that keeps
 as little at a time as possible: registers are what limits how much of this a chip does at once.

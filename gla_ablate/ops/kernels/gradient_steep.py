@@ -4,7 +4,9 @@ A program takes half a tile (`BS` of its `BT` rows), so that it holds half as mu
 what crosses from one to the other: pairs (i, j) of a row i in the later and j in the earlier half meet at the border
 between them, where both exponents are ≤ 0, so to either half the other is what `x` and `y` are to a tile. Inside a half
 the same goes on down to blocks, whose rows meet about the block's centre; there alone an exponent may be positive, and
-steps are cut at BOUND. How dg is summed is told in `gla_ablate.ops.kernels.gradient_channel`.
+steps are cut at BOUND. How dg is summed is told in `gla_ablate.ops.kernels.gradient`; for fp32 inputs (EXACT) the sums
+at levels above blocks go outward from each anchor, so that they hold crossing pairs alone. dA is in one half of 16 bits
+above blocks, from which both sides of a pair take it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def parts(b, DTYPE: tl.constexpr):
-    """fp32 as a tuple of DTYPE that add up to it."""
+    """fp32 as a tuple of DTYPE that add up to it, to 2^−16 if they are two."""
     if DTYPE == tl.float32:  # noqa: SIM300 (DTYPE is the variable)
         return (b,)
     else:

@@ -4,7 +4,8 @@ Two kernels take the same tiles. Where the gates of a tile are mild, one anchor 
 exponent leaves the range of fp32, and a score is exp(d_i) q_i · exp(−d_j) k_j. `prepare_kernel` assumes it, finds out,
 and marks the other tiles, which `steep_prepare_kernel` does over.
 
-What the two factors of a score lose in 16 bits would be most of the error of o and dv, so each is in two halves.
+What the two factors of a score lose in 16 bits would be most of the error of o and dv, so each is in two halves, but
+for pairs of a steep tile that lie in different blocks.
 """
 
 from __future__ import annotations

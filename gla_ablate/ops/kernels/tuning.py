@@ -1,4 +1,4 @@
-"""Launch parameters: the tiles, warps and stages of each kernel, by gate, dtype and size. Nothing is tuned at run time.
+"""Launch parameters: the tiles, warps and stages of each kernel, by dtype and size. Nothing is tuned at run time.
 
 The figures are for Hopper (`benchmarks/tune.py` finds them anew) and serve other chips as a safe choice. On a GPU,
 tests/ops/test_correctness.py compares them with fp64; NOTES.md says which of them it has run on.
@@ -38,9 +38,9 @@ def pieces(size: int, piece: int) -> int:
 
 
 @cache
-def tuning(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: int) -> Tuning:
+def tuning(kernel: str, dtype: torch.dtype, K: int, V: int, chunk: int) -> Tuning:
     """Launch parameters of a kernel for inputs of `dtype`, with the tiles that K and V ask for."""
-    most = largest(kernel, kind, dtype, K, V, chunk)
+    most = largest(kernel, dtype, K, chunk)
     if K % 16 or V % 16:
         most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
     if kernel == "products_kernel" and chunk > 64 and most.bv >= V:
@@ -54,7 +54,7 @@ def tuning(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: in
     return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv))
 
 
-def largest(kernel: str, kind: int, dtype: torch.dtype, K: int, V: int, chunk: int) -> Tuning:
+def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int) -> Tuning:
     """Launch parameters with the largest tiles that are used at all."""
     narrow = dtype == torch.bfloat16
     if kernel == "scan_kernel":
