@@ -23,7 +23,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import table
 import tune
-from shapes import KINDS, SHAPES, Shape
+from shapes import KINDS, SHAPES, Shape, inputs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gla_ablate.ops.kernels import call, driver
+from gla_ablate.ops.checks import CHUNK_SIZES
+from gla_ablate.ops.kernels import driver
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 SHARED, REGISTERS, WARPS = 227 * 1024, 65536, 64  # of a multiprocessor of an H100 or H200
@@ -53,21 +53,14 @@ COLUMNS = ("shape", "gate", "kernel", "BK", "BV", "warps", "stages", "registers"
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+(?:\.[A-Z0-9_]+)?)", re.MULTILINE)
 
 
-def launches(shape: Shape, kind: str, chunk: int, dtype: torch.dtype) -> list[tuple[Any, dict[str, Any]]]:
-    """What one forward and backward pass would launch, on tensors that nothing is read from."""
-    seen: list[tuple[Any, dict[str, Any]]] = []
-    real: Callable[..., None] = call.launch
-    call.launch = lambda kernel, grid, key=None, **arguments: seen.append((kernel, arguments))
-    try:
-        B, T, H, K, V = shape.B, shape.T, shape.H, shape.K, shape.V
-        q, k, v = (torch.empty(B, T, H, n, dtype=dtype) for n in (K, K, V))
-        sizes = {"none": None, "head": (H,), "token": (B, T, H), "channel": (B, T, H, K)}[kind]
-        g = None if sizes is None else torch.empty(sizes)
+def launches(given: list[torch.Tensor], chunk: int) -> list[tuple[Any, dict[str, Any]]]:
+    """What a forward and a backward pass on `given` q, k, v[, g] would launch."""
+    q, k, v, *gate = given
+    g = gate[0] if gate else None
+    with tune.recorded(run=False) as seen:
         _, _, saved = driver.forward(q, k, v, g, None, None, 1.0, chunk, False, True)
         driver.backward(q, k, v, g, None, None, saved, torch.empty_like(v), None, 1.0, chunk)
-    finally:
-        call.launch = real
-    return seen
+    return [(kernel, arguments) for kernel, _, arguments in seen]
 
 
 def signature(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -126,15 +119,13 @@ def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def variants(shape: Shape, kind: str, chunk: int, dtype: torch.dtype, candidates: bool) -> list[Launch]:
-    """What ships and, where asked for, each kernel with every candidate of `tune.py`; none twice."""
-    found = [("ships", *launch) for launch in launches(shape, kind, chunk, dtype)]
-    if candidates:
-        for name in tune.kernels_of(kind):
-            for choice in tune.candidates(name):
-                with tune.tuned(name, choice):
-                    own = [launch for launch in launches(shape, kind, chunk, dtype) if launch[0].fn.__name__ == name]
-                found += [("", *launch) for launch in own]
+def variants(given: list[torch.Tensor], chunk: int, vary: list[str]) -> list[Launch]:
+    """What ships, and the kernels to `vary` with every candidate of `tune.py`; none twice."""
+    found = [("ships", *launch) for launch in launches(given, chunk)]
+    for name, choice in [(kernel, choice) for kernel in vary for choice in tune.candidates(kernel)]:
+        with tune.tuned(name, choice):
+            own = [launch for launch in launches(given, chunk) if launch[0].fn.__name__ == name]
+        found += [("", *launch) for launch in own]
     seen: set[Any] = set()
     kept = []
     for note, kernel, arguments in found:
@@ -151,7 +142,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of gate")
     parser.add_argument("--kernels", nargs="+", metavar="KERNEL", help="only these")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--chunk", type=int, default=128, choices=[16, 32, 64, 128, 256], help="chunk size")
+    parser.add_argument("--chunk", type=int, default=128, choices=CHUNK_SIZES, help="chunk size")
     parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
     parser.add_argument("--candidates", action="store_true", help="compile what tune.py would time, too")
     options = parser.parse_args(given)
@@ -163,8 +154,10 @@ def main(given: list[str] | None = None) -> int:
     good = True
     for name, kind in itertools.product(options.shapes, options.kinds):
         shape = Shape(name, 2, options.tokens, SHAPES[name].H, SHAPES[name].K, SHAPES[name].V)
-        dtype = getattr(torch, options.dtype)
-        for note, kernel, arguments in variants(shape, kind, options.chunk, dtype, options.candidates):
+        q, k, v, *gate = inputs(shape, kind, "usual", "cpu")
+        given = [*(x.to(getattr(torch, options.dtype)) for x in (q, k, v)), *gate]
+        vary = tune.kernels_of(kind) if options.candidates else []
+        for note, kernel, arguments in variants(given, options.chunk, vary):
             if options.kernels and kernel.fn.__name__ not in options.kernels:
                 continue
             title = kernel.fn.__name__ + (" (reversed)" if arguments.get("REVERSE") else "")

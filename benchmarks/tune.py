@@ -71,7 +71,8 @@ def tuned(kernel: str, choice: Any) -> Iterator[None]:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
+def recorded(run: bool = True) -> Iterator[list[Launch]]:
+    """The launches to come, which happen if they are to `run`."""
     from gla_ablate.ops.kernels import call
 
     seen: list[Launch] = []
@@ -79,7 +80,8 @@ def recorded() -> Iterator[list[Launch]]:
 
     def look_on(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
         seen.append((kernel, grid, arguments))
-        real(kernel, grid, key, **arguments)
+        if run:
+            real(kernel, grid, key, **arguments)
 
     call.launch = look_on
     try:
@@ -125,7 +127,8 @@ def kernels_of(kind: str) -> list[str]:
     return channel if kind == "channel" else ["scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"]
 
 
-def shipped(kernel: str, shape: Shape, kind: str) -> Any:
+def in_force(kernel: str, shape: Shape) -> Any:
+    """The launch parameters of a kernel at a shape: what ships, or under `tuned` what the choice comes to there."""
     from gla_ablate.ops.kernels.tuning import tuning
     from gla_ablate.ops.op import AUTO_CHUNK
 
@@ -136,10 +139,11 @@ def tune(shape: Shape, kind: str, kernel: str, choices: list[Any], problem: meas
     """What ships, then the candidates; a line each as soon as it is known. A candidate is told by what it comes to at
     this shape, and run once."""
     rows = []
-    distinct: dict[Any, Any] = {shipped(kernel, shape, kind): shipped(kernel, shape, kind)}
+    ships = in_force(kernel, shape)
+    distinct: dict[Any, Any] = {ships: ships}
     for choice in choices:
         with tuned(kernel, choice):
-            distinct.setdefault(shipped(kernel, shape, kind), choice)
+            distinct.setdefault(in_force(kernel, shape), choice)
     for i, (what, choice) in enumerate(distinct.items()):
         row = {"shape": shape.name, "gate": kind, **assess(kernel, choice, problem), **what._asdict()}
         row["note"] = row["note"] or ("ships" if i == 0 else "")
@@ -150,9 +154,9 @@ def tune(shape: Shape, kind: str, kernel: str, choices: list[Any], problem: meas
     return rows
 
 
-def precompile(arguments: list[str], jobs: int) -> None:
+def precompile(script: str, arguments: list[str], jobs: int) -> None:
     """The same command in `jobs` processes, each with its share of the candidates at a small size."""
-    command = [sys.executable, __file__, *arguments, "--share"]
+    command = [sys.executable, script, *arguments, "--share"]
     processes = [subprocess.Popen([*command, f"{i}/{jobs}"], stdout=subprocess.DEVNULL) for i in range(jobs)]
     for process in processes:
         process.wait()
@@ -163,7 +167,9 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of gate")
     parser.add_argument("--kernels", nargs="+", metavar="KERNEL", help="only these")
-    parser.add_argument("--strength", choices=STRENGTHS, default="usual", help="strong: what steep tiles cost")
+    parser.add_argument(
+        "--strength", choices=STRENGTHS, default="usual", help="strong: the kernels of steep tiles, too"
+    )
     parser.add_argument("--jobs", type=int, default=0, help="processes that compile beforehand")
     parser.add_argument("--out", type=Path, metavar="JSON", help="where the rows go")
     parser.add_argument("--share", help=argparse.SUPPRESS)
@@ -171,7 +177,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU here")
     if options.jobs and not options.share:
-        precompile(sys.argv[1:], options.jobs)
+        precompile(__file__, sys.argv[1:], options.jobs)
     record: dict[str, Any] = {"stamp": table.stamp(), "rows": []}
     print(table.header(COLUMNS), flush=True)
     part, parts = map(int, (options.share or "0/1").split("/"))

@@ -5,7 +5,8 @@
 
 FLA 0.6 tries up to 260 candidates when it meets a new width, one after the other: minutes. Here `--jobs` processes
 compile them beforehand into Triton's cache, each its share, on short sequences; then one process times them, by FLA's
-own tuner at the size that counts, `--rep` milliseconds each. What was stored in FLA_CONFIG_DIR before is kept.
+own tuner at the size that counts, `--rep` milliseconds each. What the folder of --out holds already is kept, and not
+tuned again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import gc
 import itertools
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +33,7 @@ import triton
 from shapes import KINDS, SHAPES, Shape, inputs
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.errors import AutotunerError, OutOfResources, PTXASError
+from tune import precompile
 
 SHORT = 256  # tokens of a sequence on which candidates are compiled: chunks are whole, and the batch as it will be
 
@@ -123,11 +124,10 @@ def main() -> int:
         for shape, kind in todo:
             tune(Shape(shape.name, shape.B, SHORT, shape.H, shape.K, shape.V), kind, once, (i, n))
         return 0
-    os.environ["FLA_CONFIG_DIR"] = str(options.out) if options.out.exists() else os.environ.get("FLA_CONFIG_DIR", "")
+    if options.out.exists():
+        os.environ["FLA_CONFIG_DIR"] = str(options.out)
     start = time.monotonic()
-    command = [sys.executable, __file__, *sys.argv[1:], "--share"]
-    for process in [subprocess.Popen([*command, f"{i}/{options.jobs}"]) for i in range(options.jobs)]:
-        process.wait()
+    precompile(__file__, sys.argv[1:], options.jobs)
     print(f"compiled after {time.monotonic() - start:.0f} s", flush=True)
     for shape, kind in todo:
         tune(shape, kind, briefly(options.rep))

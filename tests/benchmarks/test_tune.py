@@ -40,7 +40,7 @@ def problem(monkeypatch: pytest.MonkeyPatch) -> measure.Problem:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_ships_for_a_layer_of_the_paper_is_among_the_candidates(kind):
     for kernel in tune.kernels_of(kind):
-        ships, candidates = tune.shipped(kernel, SHAPES["1.3B"], kind), tune.candidates(kernel)
+        ships, candidates = tune.in_force(kernel, SHAPES["1.3B"]), tune.candidates(kernel)
         assert len(candidates) >= 4 and ships in candidates
 
 

@@ -65,14 +65,14 @@ def prepare(call: Call) -> Saved:
     if call.kind != CHANNEL:
         call.run(scores_kernel, call.tiles, scores=saved.scores)
         return saved
+    assert call.g is not None
     call.launch(sums_kernel, call.matrices, sums=saved.sums)
     kept = {"decay": saved.decay, "halves": saved.halves, "scores": saved.scores, "steep": saved.steep}
     for kernel in (prepare_kernel, steep_prepare_kernel):
-        assert call.g is not None
-        given = rows(call, kernel, call.bt, q=call.q, k=call.k, g=call.g) | tiled(
-            call, kernel, qg=saved.read, kg=saved.write
-        )
-        call.run(kernel, call.tiles, **engine(fits(call, kernel), given), **kept, sums=saved.sums)
+        size = call.shape[3], call.bt, call.tuning(kernel).bk
+        given = rows(call, kernel, call.bt, q=call.q, k=call.k, g=call.g)
+        given |= {"qg": (saved.read, *size), "kg": (saved.write, *size)}
+        call.run(kernel, call.tiles, **engine(call, kernel, given), **kept, sums=saved.sums)
     return saved
 
 
@@ -84,20 +84,12 @@ def rows(call: Call, kernel: Any, n: int, **given: Tensor) -> dict[str, Matrix]:
     return {name: (x, call.shape[2] * call.shape[3], n, call.tuning(kernel).bk) for name, x in given.items()}
 
 
-def tiled(call: Call, kernel: Any, **given: Tensor) -> dict[str, Matrix]:
-    """`[…, BT, K]`."""
-    return {name: (x, call.shape[3], call.bt, call.tuning(kernel).bk) for name, x in given.items()}
-
-
-def fits(call: Call, kernel: Any) -> bool:
-    """Whether slices of channels end where heads do."""
-    return call.shape[3] % call.tuning(kernel).bk == 0
-
-
-def engine(fit: bool, matrices: dict[str, Matrix]) -> dict[str, Any]:
-    """The matrices for the chip's copy engine, if they fit and it takes all of them."""
-    if fit and None not in (found := {name: describe(*x) for name, x in matrices.items()}).values():
-        return found | {"DESC": True}
+def engine(call: Call, kernel: Any, matrices: dict[str, Matrix]) -> dict[str, Any]:
+    """The matrices for the chip's copy engine, if slices of channels end where heads do and it takes all of them."""
+    if call.shape[3] % call.tuning(kernel).bk == 0:
+        described = {name: describe(*x) for name, x in matrices.items()}
+        if None not in described.values():
+            return described | {"DESC": True}
     return {name: x[0] for name, x in matrices.items()} | {"DESC": False}
 
 
@@ -150,10 +142,10 @@ def operands(call: Call, saved: Saved, a: Tensor, b: Tensor, x: Tensor, o: Tenso
     if None in tiles.values():
         return plain
     even = call.whole and V % most.bv == 0  # else a tile holds rows or columns of its neighbour
-    rows = {name: describe(y, H * V, call.bt, most.bv) for name, y in (("x", x), ("o", o)) if y is not None}
-    if not even or None in rows.values() or x.dtype != call.numerics.store:
-        rows = {}
-    return {**plain, **tiles, **rows, "DESC": True, "DESC_X": bool(rows)}
+    values = {name: describe(y, H * V, call.bt, most.bv) for name, y in (("x", x), ("o", o)) if y is not None}
+    if not even or None in values.values() or x.dtype != call.numerics.store:
+        values = {}
+    return {**plain, **tiles, **values, "DESC": True, "DESC_X": bool(values)}
 
 
 def segments(tiles: int, programs: int, multiple: int) -> tuple[int, int]:
@@ -248,7 +240,7 @@ def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, T
         written = out
         if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
             given, written = given | rows(call, kernel, n, **out), {}
-        call.run(kernel, call.tiles * (call.bt // n), **engine(fits(call, kernel), given), **written, **kept)
+        call.run(kernel, call.tiles * (call.bt // n), **engine(call, kernel, given), **written, **kept)
     if dg is not None and call.kind == HEAD:
         dg = dg.sum(0)
     return out["dq"], out["dk"], dg
