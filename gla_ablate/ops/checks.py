@@ -33,19 +33,21 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, takes: str
         if x.dim() != dimensions:
             raise ValueError(f"{name}: got shape {shape(x)}, takes {takes}")
     if k.shape != q.shape:
-        raise ValueError(f"k: got shape {shape(k)}, takes that of q, {shape(q)}")
-    if v.shape[:-1] != q.shape[:-1]:
-        rows = ", ".join(map(str, q.shape[:-1]))
-        raise ValueError(f"v: got shape {shape(v)}, takes [{rows}, V] to go with q {shape(q)}")
+        heads, own = q.shape[-2], k.shape[-2]
+        if (*k.shape[:-2], k.shape[-1]) != (*q.shape[:-2], q.shape[-1]) or not own or heads % own:
+            raise ValueError(f"k: got shape {shape(k)}, takes that of q, {shape(q)}, or fewer heads that divide q's")
+    if v.shape[:-1] != k.shape[:-1]:
+        rows = ", ".join(map(str, k.shape[:-1]))
+        raise ValueError(f"v: got shape {shape(v)}, takes [{rows}, V] to go with k {shape(k)}")
     for name, x in (("q", q), ("v", v)):
         if not 1 <= x.shape[-1] <= MAX_HEAD_DIM:
             raise ValueError(f"{name}: got {x.shape[-1]} channels a head, takes 1 to {MAX_HEAD_DIM}")
     if g is not None:
         check_tensor("g", g, q)
-        kinds = ((q.shape[-2],), tuple(q.shape[:-1]), tuple(q.shape))
+        kinds = ((k.shape[-2],), tuple(k.shape[:-1]), tuple(k.shape))
         if tuple(g.shape) not in kinds:
             takes = ", ".join(str(list(kind)) for kind in kinds)
-            raise ValueError(f"g: got shape {shape(g)}, takes one of {takes} (or None) to go with q {shape(q)}")
+            raise ValueError(f"g: got shape {shape(g)}, takes one of {takes} (or None) to go with k {shape(k)}")
 
 
 def promoted(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
@@ -65,7 +67,7 @@ def check_arguments(
 ) -> None:
     """Shapes, dtypes, devices and the chunk size; reads no value of a tensor. Raises `ValueError`."""
     check_operands(q, k, v, g, "four dimensions [B, T, H, channels]")
-    B, _, H, K = q.shape
+    B, _, H, K = k.shape
     V = v.shape[-1]
     sequences = B
     if cu_seqlens is not None:

@@ -36,23 +36,21 @@ def suffix(g: Tensor) -> Tensor:
 
 
 def channel_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
-    """Scores inside chunks `[..., C, C]` (zero above the diagonal) for gates on channels; q, k, g `[..., C, K]`."""
-    C, K = q.shape[-2:]
+    """Scores inside chunks `[..., C, C]` (zero above the diagonal) for gates on channels; q, k, g `[..., C, K]`,
+    of which k and g are broadcast."""
+    C = q.shape[-2]
     block, bound = BLOCK[g.dtype]
-    blocks = (*q.shape[:-2], C // block, block)
-    half = (*blocks[:-1], 2, block // 2, K)
-    step = g.clamp(min=bound).view(half)
-    d = torch.stack((-suffix(step[..., 0, :, :]), prefix(step[..., 1, :, :])), -3).view(*blocks, K)
-    qb, kb = q.view(*blocks, K), k.view(*blocks, K)
+    step = g.clamp(min=bound).unflatten(-2, (C // block, 2, block // 2))
+    d = torch.stack((-suffix(step[..., 0, :, :]), prefix(step[..., 1, :, :])), -3).flatten(-3, -2)
+    qb, kb = (x.unflatten(-2, (C // block, block)) for x in (q, k))
     inner = ((qb * d.exp()) @ (kb * (-d).exp()).mT).tril(-1) + torch.diag_embed((qb * kb).sum(-1))
     scores = inner  # [..., segments, w, w], joined in pairs until one segment is left
     w = block
     while w < C:
-        pairs = (*q.shape[:-2], C // (2 * w), 2, w)
-        qs, ks, gs = (x.view(*pairs, K) for x in (q, k, g))
+        qs, ks, gs = (x.unflatten(-2, (C // (2 * w), 2, w)) for x in (q, k, g))
         upper = qs[..., 1, :, :] * prefix(gs[..., 1, :, :]).exp()
         lower = ks[..., 0, :, :] * suffix(gs[..., 0, :, :]).exp()
-        s = scores.view(*pairs, w)
+        s = scores.unflatten(-3, (C // (2 * w), 2))
         top = pad(s[..., 0, :, :], (0, w))
         scores = torch.cat((top, torch.cat((upper @ lower.mT, s[..., 1, :, :]), -1)), -2)
         w *= 2
@@ -70,20 +68,21 @@ def head_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
 def chunkwise(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """`o [B, T, H, V]` and the final state `[B, H, K, V]`; q already scaled, all tensors fp32 or all fp64.
+    """`o [B, T, G·H, V]` and the final state `[B, H, K, V]`; q `[B, T, G·H, K]` already scaled, k `[B, T, H, K]`,
+    v `[B, T, H, V]`, all tensors fp32 or all fp64.
 
     `g`: None, `[H]`, `[B, T, H]` or `[B, T, H, K]`; a gate without channels is never widened to K.
     """
-    T = q.shape[1]
+    T, H = k.shape[1:3]
     if T == 0:
-        return torch.zeros_like(v), initial_state
+        return v.new_zeros(*q.shape[:3], v.shape[3]), initial_state
     chunk = min(chunk, max(16, 1 << (T - 1).bit_length()))  # a chunk longer than the sequence is padding only
     n = -(-T // chunk)
 
     def split(x: Tensor) -> Tensor:
-        """[B, T, H, ...] → [B, H, N, C, ...]; padding neither writes to the state nor decays it."""
+        """[B, T, G·H, ...] → [B, H, G, N, C, ...]; padding neither writes to the state nor decays it."""
         x = pad(x, (0, 0) * (x.dim() - 2) + (0, n * chunk - T))
-        return x.view(x.shape[0], n, chunk, *x.shape[2:]).movedim(3, 1)
+        return x.view(x.shape[0], n, chunk, H, x.shape[2] // H, *x.shape[3:]).movedim((3, 4), (1, 2))
 
     qc, kc, vc = split(q).contiguous(), split(k).contiguous(), split(v).contiguous()
     into: Tensor | None = None  # decay from the chunk's start to each row, from each row to the chunk's end, over it
@@ -94,16 +93,16 @@ def chunkwise(
         scores = channel_scores(qc, kc, gc)
         into, out, whole = prefix(gc).exp(), suffix(gc).exp(), gc.sum(-2).exp()
     elif g is not None:
-        gc = split(g) if g.dim() == 3 else split(g[None, None].expand(1, T, -1))  # [B or 1, H, N, C]
+        gc = split(g) if g.dim() == 3 else split(g[None, None].expand(1, T, -1))  # [B or 1, H, 1, N, C]
         scores = head_scores(qc, kc, gc)
         column = gc[..., None]
         into, out, whole = prefix(column).exp(), suffix(column).exp(), gc.sum(-1, keepdim=True).exp()
     else:
         scores = (qc @ kc.mT).tril()
-    added = (kc if out is None else kc * out).mT @ vc  # what each chunk writes, [B, H, N, K, V]
+    added = (kc if out is None else kc * out).mT @ vc  # what each chunk writes, [B, H, 1, N, K, V]
     states, state = [], initial_state
     for i in range(n):
         states.append(state)
-        state = (state if whole is None else whole[:, :, i, :, None] * state) + added[:, :, i]
-    o = scores @ vc + (qc if into is None else qc * into) @ torch.stack(states, 2)
-    return o.movedim(1, 3).flatten(1, 2)[:, :T], state
+        state = (state if whole is None else whole[:, :, 0, i, :, None] * state) + added[:, :, 0, i]
+    o = scores @ vc + (qc if into is None else qc * into) @ torch.stack(states, 2)[:, :, None]
+    return o.movedim((1, 2), (3, 4)).flatten(3, 4).flatten(1, 2)[:, :T], state

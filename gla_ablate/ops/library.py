@@ -35,8 +35,9 @@ def forward_shapes(
     scale: float, chunk: int, keep_state: bool, save: bool,
 ) -> Kept:  # fmt: skip
     call = Call(q, k, v, g, cu_seqlens, scale, chunk)
-    saved = driver.room(call)._replace(states=call.new_states()) if save else None
-    return outputs(q, torch.empty_like(v), call.new_end() if keep_state else None, saved)
+    H, V = v.shape[2:]
+    saved = driver.room(call)._replace(states=call.new_states(H)) if save else None
+    return outputs(q, v.new_empty(*q.shape[:3], V), call.new_end(H) if keep_state else None, saved)
 
 
 def outputs(q: Tensor, o: Tensor, state: Tensor | None, saved: driver.Saved | None) -> Kept:
@@ -118,7 +119,7 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     q, k, v, g, initial_state, cu_seqlens, *kept = ctx.saved_tensors
     if do is None:
-        do = torch.zeros_like(v)
+        do = v.new_zeros(*q.shape[:3], v.shape[3])
     if d_state is not None and d_state.numel() == 0:
         d_state = None
     d_state = None if d_state is None else d_state.resolve_neg().contiguous()

@@ -57,9 +57,10 @@ def gated_linear_attention(
     r"""Gated linear attention: `S_t = diag(exp(g_t)) S_{t-1} + k_tᵀ v_t`, `o_t = scale · q_t S_t`.
 
     Args:
-        q, k: `[B, T, H, K]`, v: `[B, T, H, V]`; K and V from 1 to 512, any T ≥ 0. float32, bfloat16, float16,
-            or float64 (torch backend). Under autocast they are cast as a matrix product's operands would be; else mixed
-            dtypes are promoted. The products of 16-bit inputs accumulate in fp32.
+        q: `[B, T, G·H, K]`, k: `[B, T, H, K]`, v: `[B, T, H, V]`; K and V from 1 to 512, any T ≥ 0. Each head of k, v,
+            g and the state serves G ≥ 1 heads of q, one after the other (grouped heads; nothing is repeated in memory).
+            float32, bfloat16, float16, or float64 (torch backend). Under autocast they are cast as a matrix product's
+            operands would be; else mixed dtypes are promoted. The products of 16-bit inputs accumulate in fp32.
         g: log forget gate ≤ 0, computed with in fp32 (fp64 for fp64 inputs): None, `[H]` (one fixed decay a head),
             `[B, T, H]` (a head and token) or `[B, T, H, K]` (a channel). −inf is allowed. A gate above 0 or NaN is the
             caller's error, found with `check_inputs`.
@@ -76,7 +77,7 @@ def gated_linear_attention(
             memory, more time.
 
     Returns:
-        o `[B, T, H, V]` in the dtype of the (promoted) inputs, and the final state or None.
+        o `[B, T, G·H, V]` in the dtype of the (promoted) inputs, and the final state or None.
 
     Raises:
         ValueError: naming the argument, what it got and what it takes. RuntimeError on a second derivative (Triton).
@@ -116,7 +117,7 @@ def packed_chunkwise(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, start: Tensor | None, cu_seqlens: Tensor | None, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """`chunkwise`, sequence by sequence where they are packed."""
-    H, K, V = *q.shape[2:], v.shape[-1]
+    H, K, V = *k.shape[2:], v.shape[-1]
     if cu_seqlens is None:
         return chunkwise(q, k, v, g, q.new_zeros(q.shape[0], H, K, V) if start is None else start, chunk)
     ends = cu_seqlens.tolist()

@@ -22,8 +22,9 @@ def gated_linear_attention_step(
     r"""One token: `S ← diag(exp(g)) S + kᵀ v` in place, `o = scale · q S`. Not differentiable.
 
     Args:
-        q, k: `[B, H, K]`, v: `[B, H, V]`; K and V from 1 to 512, any strides. float32, bfloat16, float16, or float64
-            (torch backend); computed with in fp32 (fp64 if one of them is float64). Autocast changes nothing here.
+        q: `[B, G·H, K]`, k: `[B, H, K]`, v: `[B, H, V]`; K and V from 1 to 512, any strides. Each head of k, v, g and
+            the state serves G ≥ 1 heads of q, one after the other. float32, bfloat16, float16, or float64 (torch
+            backend); computed with in fp32 (fp64 if one of them is float64). Autocast changes nothing here.
         g: log forget gate ≤ 0 (nats), computed with like q: None, `[H]` (one fixed decay a head), `[B, H]` (a head
             and token) or `[B, H, K]` (a channel). −inf is allowed. A gate above 0 or NaN is the caller's error.
         state: S `[B, H, K, V]`, contiguous, fp32 (fp64 for fp64 inputs); overwritten. It has to be given: zeros at the
@@ -32,7 +33,7 @@ def gated_linear_attention_step(
         backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), "auto".
 
     Returns:
-        o `[B, H, V]` in the promoted dtype of q, k and v.
+        o `[B, G·H, V]` in the promoted dtype of q, k and v.
 
     Raises:
         ValueError: naming the argument, what it got and what it takes; also where gradients would be asked for. The
@@ -59,7 +60,7 @@ def check_arguments(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Te
     Runs for every layer and token: it reads no value of a tensor and builds a message only for a refusal.
     """
     check_operands(q, k, v, g, "three dimensions [B, H, channels]")
-    B, H, K = q.shape
+    B, H, K = k.shape
     V = v.shape[2]
     dtype = promoted(q, k, v)
     check_tensor("state", state, q)
@@ -90,7 +91,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scal
         if g is not None:
             state *= g.to(state.dtype).exp()[(..., None) if g.dim() == 3 else (..., None, None)]
         state += k[..., :, None] * v[..., None, :]
-        return (scale * q[..., None, :] @ state).squeeze(-2).to(dtype)
+        heads = q.unflatten(1, (k.shape[1], -1)) if q.shape != k.shape else q[..., None, :]  # [B, H, G, K]
+        return (scale * heads @ state).flatten(1, 2).to(dtype)
 
 
 # The Triton kernel as an operator, so that `torch.compile` and `opcheck` know it. `torch.library.custom_op` would add
@@ -106,7 +108,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale
 
 
 def fake(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float) -> Tensor:
-    return v.new_empty(v.shape, dtype=promoted(q, k, v))
+    return v.new_empty((*q.shape[:2], v.shape[2]), dtype=promoted(q, k, v))
 
 
 torch.library.define(

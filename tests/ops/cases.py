@@ -34,13 +34,18 @@ class Case:
     K: int = 24
     V: int = 20
     chunk: int = 64
+    group: int = 1  # heads of q for each of the H heads of k, v and g
     lengths: tuple[int, ...] = ()  # of packed sequences
     recompute: bool = False
 
     @property
     def id(self) -> str:
         size = f"B{self.B}T{self.T}H{self.H}K{self.K}V{self.V}C{self.chunk}"
-        marks = ("packed" if self.lengths else "", "recompute" if self.recompute else "")
+        marks = (
+            f"G{self.group}" if self.group > 1 else "",
+            "packed" if self.lengths else "",
+            "recompute" if self.recompute else "",
+        )
         return "-".join(filter(None, (self.kind, self.strength, size, *marks)))
 
 
@@ -77,10 +82,11 @@ def inputs(case: Case) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
     seed = torch.Generator().manual_seed(0)
     B, T, H, K, V = case.B, case.T, case.H, case.K, case.V
     n = len(case.lengths) or B
-    q, k, v = quantised(B, T, H, K, seed=seed), quantised(B, T, H, K, seed=seed), quantised(B, T, H, V, seed=seed)
+    heads = H * case.group
+    q, k, v = quantised(B, T, heads, K, seed=seed), quantised(B, T, H, K, seed=seed), quantised(B, T, H, V, seed=seed)
     start, g = quantised(n, H, K, V, seed=seed), gate(case, seed)
     given = {"q": q, "k": k, "v": v, "initial_state": start, "g": g}
-    incoming = {"o": quantised(B, T, H, V, seed=seed), "state": quantised(n, H, K, V, seed=seed)}
+    incoming = {"o": quantised(B, T, heads, V, seed=seed), "state": quantised(n, H, K, V, seed=seed)}
     return {name: None if x is None else x.to(DEVICE) for name, x in given.items()}, {
         name: x.to(DEVICE) for name, x in incoming.items()
     }
@@ -106,11 +112,14 @@ def collect(case: Case, o: Tensor, state: Tensor, given: dict[str, Tensor | None
 
 @functools.lru_cache(maxsize=8)
 def expected(case: Case) -> dict[str, Tensor]:
-    """o, the final state and every gradient by the recurrent form in fp64; that of a fixed gate token by token."""
+    """o, the final state and every gradient by the recurrent form in fp64; that of a fixed gate token by token. Grouped
+    heads are what repeated ones would be."""
     given = leaves(case, torch.float64)
     if case.kind == "head":
         given["g"] = given["g"].detach().expand(case.B, case.T, -1).clone().requires_grad_()
     q, k, v, g, start = (given[name] for name in ("q", "k", "v", "g", "initial_state"))
+    k, v, g = (None if x is None else x.repeat_interleave(case.group, 2) for x in (k, v, g))
+    start = start.repeat_interleave(case.group, 1)
     outputs, states, first = [], [], 0
     for i, length in enumerate(case.lengths or (case.T,)):
         rows = slice(first, first + length)
@@ -120,7 +129,7 @@ def expected(case: Case) -> dict[str, Tensor]:
         outputs.append(o)
         states.append(s)
         first += length
-    return collect(case, torch.cat(outputs, 1), torch.cat(states), given)
+    return collect(case, torch.cat(outputs, 1), torch.cat(states)[:, :: case.group], given)
 
 
 def computed(case: Case, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -89,6 +89,18 @@ WIDE = [
     for T, chunk in ((512, 128), (512, 64), (440, 256))
     if GPU
 ]
+# heads of q that share one of k, v and g: whole sequences, packed ones, segments, several tiles a chunk, wide heads
+GROUPED = [
+    replace(Case(kind=kind, strength=strength, group=group), **size)
+    for kind in KINDS
+    for group, strength, size in (
+        (2, "usual", {"B": 2}),
+        (3, "resets", {"T": 150, "K": 40, "chunk": 128, "lengths": (70, 0, 80), "recompute": True}),
+        (2, "turning", {"T": 1000 if GPU else 800, "H": 1, "K": 16, "V": 16, "chunk": 32}),
+        *(((4, "turning", {"B": 2, "T": 512, "K": 128, "V": 128, "chunk": 128}),) if GPU else ()),
+        *(((8, "strong", {"T": 512, "H": 1, "K": 256, "V": 256, "chunk": 128}),) if GPU else ()),
+    )
+]
 AGAIN = [replace(Case(kind=kind, strength="turning", recompute=True), chunk=32) for kind in KINDS]
 
 
@@ -117,6 +129,13 @@ def test_every_shape_is_right(case: Case, backend: str, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", PACKED, ids=lambda case: case.id)
 def test_packed_sequences_are_right_empty_ones_too(case: Case, backend: str, dtype: torch.dtype) -> None:
+    check(case, backend, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", GROUPED, ids=lambda case: case.id)
+def test_grouped_heads_are_right(case: Case, backend: str, dtype: torch.dtype) -> None:
     check(case, backend, dtype)
 
 

@@ -79,6 +79,25 @@ def test_a_gate_without_channels_is_never_widened(kind: str, launches: list[tupl
                 assert copy.data_ptr() in inputs, f"{name} reads a widened copy as {operand}"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_grouped_heads_repeat_nothing(kind: str, launches: list[tuple[str, dict[str, Any]]]) -> None:
+    """The kernels read k, v and g as they were given, keep one state for all query heads of a group, and one k̂."""
+    case = Case(**{**vars(CASE), "kind": kind, "group": 3})
+    given = leaves(case, torch.float32)
+    q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
+    o, _ = gated_linear_attention(q, k, v, g, chunk_size=CASE.chunk, backend="triton")
+    o.sum().backward()
+    states = [a["states"] for name, a in launches if name == "scan_kernel" and not a["REVERSE"]]
+    assert [x.shape[1] for x in states] == [CASE.H]
+    for _, arguments in launches:
+        for name, x in (("k", k), ("v", v), ("g", g)):
+            got = arguments.get(name)
+            assert got is None or getattr(got, "base", got).data_ptr() == x.data_ptr()
+        for name in ("kg", "decay", "halves", "steep"):  # [tiles, H, …]
+            got = arguments.get(name)
+            assert got is None or getattr(got, "base", got).shape[1] == CASE.H
+
+
 def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -127,7 +146,15 @@ def test_a_key_names_one_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(calls, "launch", look_on)
     for kind in KINDS:
-        for size in ({}, {"T": 64}, {"K": 256, "T": 64}, {"K": 256, "T": 70, "V": 128}, {"H": 1, "T": 1000}, {"V": 20}):
+        for size in (
+            {},
+            {"T": 64},
+            {"K": 256, "T": 64},
+            {"K": 256, "T": 70, "V": 128},
+            {"H": 1, "T": 1000},
+            {"V": 20},
+            {"group": 2},
+        ):
             for dtype in (torch.float32, torch.bfloat16):
                 for chunk in (16, 128):
                     for start in (True, False):

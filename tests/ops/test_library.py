@@ -13,8 +13,8 @@ from gla_ablate.ops import gated_linear_attention
 from tests.ops.cases import DEVICE, GPU, KINDS, Case, leaves
 
 
-def arguments(kind: str, dtype: torch.dtype, T: int = 20) -> tuple[Tensor | None, ...]:
-    given = leaves(Case(kind=kind, T=T, H=1, K=4, V=3, chunk=16), dtype)
+def arguments(kind: str, dtype: torch.dtype, T: int = 20, group: int = 1) -> tuple[Tensor | None, ...]:
+    given = leaves(Case(kind=kind, T=T, H=1, K=4, V=3, chunk=16, group=group), dtype)
     return tuple(given[name] for name in ("q", "k", "v", "g", "initial_state"))
 
 
@@ -29,11 +29,12 @@ def test_gradcheck_passes_in_fp64_on_the_torch_backend(kind: str) -> None:
     assert torch.autograd.gradcheck(op, (q, k, v, start, *(() if g is None else (g,))), fast_mode=True)
 
 
+@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_opcheck_passes(kind: str) -> None:
+def test_opcheck_passes(kind: str, group: int) -> None:
     from gla_ablate.ops import library
 
-    q, k, v, g, start = arguments(kind, torch.float32)
+    q, k, v, g, start = arguments(kind, torch.float32, group=group)
     torch.library.opcheck(library.forward, (q, k, v, g, start, None, 0.5, 16, True, True))
     plain = [None if x is None else x.detach() for x in (q, k, v, g, start)]
     for save in (True, False):

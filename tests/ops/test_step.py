@@ -36,6 +36,7 @@ SHAPES = [
         else ((1, 1, 3), (7, 33, 1), (80, 3, 2), (257, 20, 1), (512, 17, 1), (3, 512, 1))
     )
 ]  # fmt: skip
+GROUPED = [replace(Case(kind=kind, B=2, T=3, group=4), K=K, V=V) for kind in KINDS for K, V in ((24, 20), (80, 3))]
 LARGE = [replace(Case(kind=kind, B=16, T=4, H=8, K=256, V=512)) for kind in KINDS] if GPU else []
 
 
@@ -95,7 +96,7 @@ def check(case: Case, backend: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "backend, dtype", [("torch", torch.float64), *((backend, dtype) for backend in BACKENDS for dtype in DTYPES)]
 )
-@pytest.mark.parametrize("case", GATES + SHAPES + LARGE, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", GATES + SHAPES + GROUPED + LARGE, ids=lambda case: case.id)
 def test_steps_give_what_the_op_gives_for_the_sequence(case: Case, backend: str, dtype: torch.dtype) -> None:
     check(case, backend, dtype)
 
@@ -229,6 +230,10 @@ REFUSED = {
     "q of integers": ({"q": torch.ones(B, H, K, dtype=torch.long)}, "q: got dtype torch.int64"),
     "q a list": ({"q": [1.0]}, "q: got list"),
     "k of other heads": ({"k": torch.randn(B, H + 1, K)}, "k: got shape"),
+    "state of q's heads, k of fewer": (
+        {"k": torch.randn(B, 1, K), "v": torch.randn(B, 1, V), "g": None},
+        r"state: got shape .* takes \[2, 1, 8, 6\]",
+    ),
     "k on another device": ({"k": torch.empty(B, H, K, device="meta")}, "k: got a tensor on meta"),
     "v of another batch": ({"v": torch.randn(B + 1, H, V)}, r"v: got shape \[3, 3, 6\], takes \[2, 3, V\]"),
     "v too wide": ({"v": torch.randn(B, H, 513)}, "v: got 513 channels"),
@@ -280,7 +285,9 @@ def test_weights_that_require_grad_are_no_obstacle_without_gradients(backend: st
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck_passes(kind: str) -> None:
-    torch.library.opcheck(torch.ops.gla_ablate.step.default, (*token(Case(kind=kind, K=4, V=3)), 0.5))
+    for group in (1, 2):
+        given = token(Case(kind=kind, K=4, V=3, group=group))
+        torch.library.opcheck(torch.ops.gla_ablate.step.default, (*given, 0.5))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

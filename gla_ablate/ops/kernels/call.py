@@ -120,8 +120,19 @@ class Call:
 
     @cached_property
     def shape(self) -> tuple[int, int, int, int, int]:
-        B, T, H, K = self.q.shape
+        """B, T, H (of k, v and g), K, V."""
+        B, T, H, K = self.k.shape
         return B, T, H, K, self.v.shape[-1]
+
+    @property
+    def heads(self) -> int:
+        """Of q."""
+        return self.q.shape[2]
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a head of k, v and g."""
+        return self.q.shape[2] // self.k.shape[2]
 
     @property
     def sequences(self) -> int:
@@ -156,7 +167,7 @@ class Call:
         if any(x.data_ptr() % 16 for x in given) or self.q.shape[0] * self.q.shape[1] >= 2**31:
             return None
         packed = None if self.cu_seqlens is None else self.cu_seqlens.dtype
-        size = (*self.q.shape[2:], self.v.shape[3], self.chunk)
+        size = (*self.q.shape[2:], *self.v.shape[2:], self.chunk)
         return self.q.device, self.q.dtype, self.kind, packed, self.whole, *size
 
     def count(self, size: int) -> int:
@@ -182,13 +193,11 @@ class Call:
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, device=self.q.device, dtype=dtype or self.numerics.store)
 
-    def new_states(self) -> Tensor:
-        _, _, H, K, V = self.shape
-        return self.new(self.count(self.chunk), H, V, K)
+    def new_states(self, heads: int) -> Tensor:
+        return self.new(self.count(self.chunk), heads, self.shape[4], self.shape[3])
 
-    def new_end(self) -> Tensor:
-        _, _, H, K, V = self.shape
-        return self.new(self.sequences, H, K, V, dtype=torch.float32)
+    def new_end(self, heads: int) -> Tensor:
+        return self.new(self.sequences, heads, *self.shape[3:], dtype=torch.float32)
 
     @cached_property
     def tables(self) -> dict[str, Tensor | None]:
@@ -216,7 +225,8 @@ class Call:
         return {
             "q": self.q, "k": self.k, "v": self.v, "g": self.g,
             "T": T, "NT": pieces(T, self.bt), "NC": pieces(T, self.chunk),
-            "H": H, "K": K, "V": V, "BT": self.bt, "TPC": self.chunk // self.bt,
+            "H": H, "GROUP": self.group, "K": K, "V": V,
+            "BT": self.bt, "TPC": self.chunk // self.bt,
             "BLOCK": self.numerics.block, "LEVELS": self.levels,
             "EXACT": self.numerics.exact, "BS": self.half, "INNER": (self.half // self.numerics.block).bit_length() - 1,
             "GATE": self.kind, "VARLEN": self.cu_seqlens is not None, "WHOLE": self.whole,
@@ -230,8 +240,8 @@ class Call:
         return tuning(kernel.fn.__name__, self.q.dtype, self.q.shape[3], self.v.shape[3], self.chunk)
 
     def run(self, kernel: Any, grid: int, **own: Any) -> None:
-        """Launches `grid` programs a head with its `own` arguments and, for names it leaves out, those of the call."""
-        self.launch(kernel, grid * self.q.shape[2], **own)
+        """Launches `grid` programs a query head with its `own` arguments and, for names left out, those of the call."""
+        self.launch(kernel, grid * self.heads, **own)
 
     def launch(self, kernel: Any, grid: int, **own: Any) -> None:
         most = self.tuning(kernel)

@@ -8,6 +8,7 @@ anew.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -31,10 +32,10 @@ SHORTEST = 8  # tiles in a segment
 
 
 class Saved(NamedTuple):
-    """What a forward pass knows and the backward pass needs: the scores `[tiles, H, BT, BT]`, the states
-    `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's borders, `[tiles, H, BT, K]`,
-    what whole tiles and their halves let through, `[tiles, H, K]` and `[tiles, H, 2, K]`, which tiles are steep, and
-    the matrices of `sums_kernel`."""
+    """What a forward pass knows and the backward pass needs: the scores `[tiles, HQ, BT, BT]`, the states
+    `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's borders, `[tiles, HQ, BT, K]`
+    and `[tiles, H, BT, K]`, what whole tiles and their halves let through, `[tiles, H, K]` and `[tiles, H, 2, K]`,
+    which tiles are steep, and the matrices of `sums_kernel`. HQ: the heads of q."""
 
     scores: Tensor
     states: Tensor | None
@@ -49,10 +50,10 @@ class Saved(NamedTuple):
 def room(call: Call) -> Saved:
     """Memory for all of `Saved` but the states."""
     _, _, H, K, _ = call.shape
-    scores = call.new(call.tiles, H, call.bt, call.bt)
+    scores = call.new(call.tiles, call.heads, call.bt, call.bt)
     if call.kind != CHANNEL:
         return Saved(scores, None, call.q, call.k, None, None, None, None)
-    qg, kg = call.new(call.tiles, H, call.bt, K), call.new(call.tiles, H, call.bt, K)
+    qg, kg = call.new(call.tiles, call.heads, call.bt, K), call.new(call.tiles, H, call.bt, K)
     decay = call.new(call.tiles, H, K, dtype=torch.float32)
     halves = call.new(call.tiles, H, 2, K, dtype=torch.float32)
     steep = call.new(call.tiles, H, dtype=torch.int32)
@@ -81,7 +82,7 @@ Matrix = tuple[Tensor, int, int, int]  # a tensor, and how it is read: rows of s
 
 def rows(call: Call, kernel: Any, n: int, **given: Tensor) -> dict[str, Matrix]:
     """`[B, T, H, K]`, n rows at a time."""
-    return {name: (x, call.shape[2] * call.shape[3], n, call.tuning(kernel).bk) for name, x in given.items()}
+    return {name: (x, x.shape[2] * x.shape[3], n, call.tuning(kernel).bk) for name, x in given.items()}
 
 
 def engine(call: Call, kernel: Any, matrices: dict[str, Matrix]) -> dict[str, Any]:
@@ -97,25 +98,31 @@ def scan(
     call: Call, saved: Saved, x: Tensor, start: Tensor | None, *, reverse: bool, keep_states: bool, keep_o: bool,
     keep_end: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """o (reversed: dv), the states (their gradients) at every chunk, and at the end `[N, H, K, V]`."""
-    _, T, H, K, V = call.shape
+    """o, the states at every chunk, and at the end `[N, H, K, V]`. Reversed dv, the states' gradients and the initial
+    state's: of each query head its part."""
+    B, T, _, K, V = call.shape
     most = call.tuning(scan_kernel)
     a, b = (saved.write, saved.read) if reverse else (saved.read, saved.write)
-    o = torch.empty_like(x) if keep_o else None
-    states = call.new_states() if keep_states else None
-    end = call.new_end() if keep_end else None
+    heads = call.heads if reverse else call.shape[2]
+    o = x.new_empty(B, T, call.heads, V) if keep_o else None
+    states = call.new_states(heads) if keep_states else None
+    end = call.new_end(heads) if keep_end else None
+    start = shared_out(start, call.group) if reverse else start
     given = {**operands(call, saved, a, b, x, o), "decay": saved.decay, "REVERSE": reverse}
     programs = call.sequences * pieces(V, most.bv)
-    tiles, count = segments(pieces(T, call.bt), programs * H, call.chunk // call.bt)
+    tiles, count = segments(pieces(T, call.bt), programs * call.heads, call.chunk // call.bt)
     size = {"SEG": tiles, "NSEG": count}
     if count > 1:
-        ends, starts = (call.new(call.sequences, count, H, K, V, dtype=torch.float32) for _ in range(2))
-        call.run(
-            scan_kernel, programs * count, **{**given, "o": None}, **size, start=None, states=None, end=ends,
-            HAS_START=False, STORE_STATES=False, STORE_O=False, STORE_END=True,
+        ends, starts = (call.new(call.sequences, count, heads, K, V, dtype=torch.float32) for _ in range(2))
+        # states alone, which query heads have no part in forward
+        plain = call if reverse or call.group == 1 else replace(call, q=call.k)
+        given_plain = given if plain is call else operands(plain, saved, b, b, x, None)
+        plain.run(
+            scan_kernel, programs * count, **{**given, **given_plain, "o": None}, **size, start=None, states=None,
+            end=ends, HAS_START=False, STORE_STATES=False, STORE_O=False, STORE_END=True,
         )  # fmt: skip
         block = call.tuning(segments_kernel)
-        call.run(
+        plain.run(
             segments_kernel, call.sequences * pieces(K, block.bk) * pieces(V, block.bv), **size, ends=ends,
             decay=saved.decay, start=start, starts=starts, end=end, REVERSE=reverse, HAS_START=start is not None,
             STORE_END=keep_end,
@@ -128,21 +135,34 @@ def scan(
     return o, states, end
 
 
+def shared_out(x: Tensor | None, group: int) -> Tensor | None:
+    """Of what each head gets, `[N, H, K, V]`, the parts of its query heads, which add up to it: the first's is all."""
+    if x is None or group == 1:
+        return x
+    parts = x.new_zeros(x.shape[0], x.shape[1], group, *x.shape[2:])
+    parts[:, :, 0] = x
+    return parts.flatten(1, 2)
+
+
+def gathered(x: Tensor, group: int, dim: int = 2) -> Tensor:
+    """The sum over the query heads of each group."""
+    return x if group == 1 else x.unflatten(dim, (-1, group)).sum(dim + 1)
+
+
 def operands(call: Call, saved: Saved, a: Tensor, b: Tensor, x: Tensor, o: Tensor | None) -> dict[str, Any]:
     """The operands of `scan_kernel`, through the chip's copy engine where they can be and it pays."""
-    _, _, H, K, V = call.shape
+    _, _, _, K, V = call.shape
     most = call.tuning(scan_kernel)
     plain = {"a": a, "b": b, "scores": saved.scores, "x": x, "o": o, "DESC": False, "DESC_X": False}
     channel = call.kind == CHANNEL
     if most.bk >= K or not (channel or K % most.bk == 0):  # at one slice of K pointers are as fast, and cost less here
         return plain
-    width = K if channel else H * K
-    tiles = {name: describe(y, width, call.bt, most.bk) for name, y in (("a", a), ("b", b))}
+    tiles = {name: describe(y, K if channel else y.shape[2] * K, call.bt, most.bk) for name, y in (("a", a), ("b", b))}
     tiles["scores"] = describe(saved.scores, call.bt, call.bt, call.bt)
     if None in tiles.values():
         return plain
     even = call.whole and V % most.bv == 0  # else a tile holds rows or columns of its neighbour
-    values = {name: describe(y, H * V, call.bt, most.bv) for name, y in (("x", x), ("o", o)) if y is not None}
+    values = {name: describe(y, y.shape[2] * V, call.bt, most.bv) for name, y in (("x", x), ("o", o)) if y is not None}
     if not even or None in values.values() or x.dtype != call.numerics.store:
         values = {}
     return {**plain, **tiles, **values, "DESC": True, "DESC_X": bool(values)}
@@ -190,7 +210,8 @@ def backward(
         inner = products(call, saved, do, d_states)
         del d_states
         dq, dk, dg = gradients(call, saved, inner)
-        return dq, dk, dv, dg, d_start
+        d_start = None if d_start is None else gathered(d_start, call.group, 1)
+        return dq, dk, gathered(dv, call.group), dg, d_start
 
 
 class Inner(NamedTuple):
@@ -203,10 +224,10 @@ class Inner(NamedTuple):
 
 
 def products(call: Call, saved: Saved, do: Tensor, d_states: Tensor | None) -> Inner:
-    _, _, H, K, _ = call.shape
-    x, y = (call.new(call.count(call.chunk), H, K, call.chunk) for _ in range(2))
-    flow = call.new(call.tiles, H, K, dtype=torch.float32) if call.kind != NONE else None
-    da = call.new(call.tiles, H, call.bt, call.bt, dtype=torch.float32)
+    K, heads = call.shape[3], call.heads
+    x, y = (call.new(call.count(call.chunk), heads, K, call.chunk) for _ in range(2))
+    flow = call.new(call.tiles, heads, K, dtype=torch.float32) if call.kind != NONE else None
+    da = call.new(call.tiles, heads, call.bt, call.bt, dtype=torch.float32)
     call.run(
         products_kernel, call.tiles * (pieces(K, call.tuning(products_kernel).bk) + 1),
         do=do, h=saved.states, dh=d_states, read=saved.read, write=saved.write, decay=saved.decay,
@@ -217,21 +238,22 @@ def products(call: Call, saved: Saved, do: Tensor, d_states: Tensor | None) -> I
 
 def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, Tensor | None]:
     """dq, dk, and dg if there is a gate."""
-    B, T, H, K, _ = call.shape
-    own, out = {"q": call.q, "k": call.k}, {"dq": torch.empty_like(call.q), "dk": torch.empty_like(call.k)}
+    B, T, _, K, _ = call.shape
+    heads = call.heads
+    own, out = {"q": call.q, "k": call.k}, {"dq": torch.empty_like(call.q), "dk": torch.empty_like(call.q)}
     kept: dict[str, Any] = {"da": inner.da, "flow": inner.flow}
     dg: Tensor | None = None
     kernels: tuple[Any, ...] = (gradient_kernel,)
     if call.g is not None and call.kind == CHANNEL:
-        dg, kernels = call.new(B, T, H, K, dtype=torch.float32), (channel_gradient_kernel, steep_gradient_kernel)
+        dg, kernels = call.new(B, T, heads, K, dtype=torch.float32), (channel_gradient_kernel, steep_gradient_kernel)
         own |= {"g": call.g}
         out |= {"dg": dg}
         kept |= {"halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
     else:
         if call.kind == TOKEN:
-            dg = call.new(B, T, H, dtype=torch.float32)
+            dg = call.new(B, T, heads, dtype=torch.float32)
         elif call.kind == HEAD:  # one number a tile, also for tiles that packed sequences don't fill
-            dg = call.new(call.tiles, H, dtype=torch.float32).zero_()
+            dg = call.new(call.tiles, heads, dtype=torch.float32).zero_()
         kept |= {"dg": dg}
     for kernel in kernels:
         n = call.half if kernel is steep_gradient_kernel else call.bt
@@ -241,6 +263,6 @@ def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, T
         if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
             given, written = given | rows(call, kernel, n, **out), {}
         call.run(kernel, call.tiles * (call.bt // n), **engine(call, kernel, given), **written, **kept)
-    if dg is not None and call.kind == HEAD:
-        dg = dg.sum(0)
-    return out["dq"], out["dk"], dg
+    if dg is not None:
+        dg = gathered(dg.sum(0), call.group, 0) if call.kind == HEAD else gathered(dg, call.group)
+    return out["dq"], gathered(out["dk"], call.group), dg

@@ -44,23 +44,25 @@ def scores_gradient(da, tile, BT: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
 def gradient_kernel(
     q, k, g, x, y, da, flow, dq, dk, dg, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr,
-    STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
+    GATE: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk `[B, T, H, K]` and dg `[B, T, H]` (fixed gates: `[tiles, H]`, to be summed over tiles) from x, y, flow and
-    da of `products_kernel`. Grid: tiles · H.
+    """dq, dk `[B, T, HQ, K]` and dg `[B, T, HQ]` (fixed gates: `[tiles, HQ]`, to be summed over tiles) from x, y, flow
+    and da of `products_kernel`; dk and dg are to be summed over each group. Grid: tiles · HQ.
 
     DESC: q, k, x, y are tensor descriptors; WHOLE: no sequence ends inside a tile, and dq, dk are, too.
     """
+    HQ: tl.constexpr = H * GROUP
     pid = tl.program_id(0)
-    i_h, i_t = pid % H, pid // H
+    i_q, i_t = pid % HQ, pid // HQ
+    i_h = i_q // GROUP
     i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
     R: tl.constexpr = TPC * BT
-    tile = i_t.to(tl.int64) * H + i_h
-    chunk = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN)
+    tile = i_t.to(tl.int64) * HQ + i_q
+    chunk = chunk_of(i_n, i_s, i_q, chunk_base, NC, HQ, TPC, VARLEN)
     i_r = i_s % TPC * BT
     o_i = tl.arange(0, BT)
     m_t = i_s * BT + o_i < length
@@ -77,15 +79,15 @@ def gradient_kernel(
     b_z = zero
     begun, passed = tl.zeros([BT], dtype=tl.float32), tl.zeros([BK], dtype=tl.float32)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
-        col = i_h * K + i_k * BK
+        col, col_k = i_q * K + i_k * BK, i_h * K + i_k * BK
         o_k = i_k * BK + tl.arange(0, BK)
         m_k = o_k < K
-        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        b_k = across(k, row, col_k, H * K, m_t, m_k, DESC, WHOLE)
         b_u = product((b_k.to(DTYPE),), pairs, zero, PRECISION)
         b_u += beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32) * into
         b_dq = (b_u + b_self * b_k.to(tl.float32)) * scale
-        store(dq, tl.trans(b_dq), row, col, H * K, m_t, m_k, DESC and WHOLE)
-        b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        store(dq, tl.trans(b_dq), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
+        b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, WHOLE)
         b_l = product((b_q.to(DTYPE),), turned(pairs), zero, PRECISION) * scale
         b_q = b_q.to(tl.float32) * scale
         if GATE != _NONE:
@@ -94,7 +96,7 @@ def gradient_kernel(
         if GATE != _NONE:
             begun += tl.sum(b_k.to(tl.float32) * b_y, axis=0)
             passed += tl.load(flow + tile * K + o_k, mask=m_k, other=0.0)
-        store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
     if GATE != _NONE:
         b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
         # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
@@ -104,4 +106,4 @@ def gradient_kernel(
         if GATE == _HEAD:
             tl.store(dg + tile, tl.sum(tl.where(m_t, b_dg, 0.0)))
         else:
-            tl.store(dg + (row + o_i) * H + i_h, b_dg, mask=m_t)
+            tl.store(dg + (row + o_i) * HQ + i_q, b_dg, mask=m_t)

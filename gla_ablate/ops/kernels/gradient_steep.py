@@ -54,62 +54,65 @@ def pairs_of(da, tile, j, i, N: tl.constexpr, BT: tl.constexpr):
 
 @triton.jit
 def half_tile(
-    q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, chunk, first, i_s, i_r, length, i_h, scale,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
-    BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, LATE: tl.constexpr, STAGES: tl.constexpr,
-    DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length, i_q, scale,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, R: tl.constexpr,
+    BK: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, LATE: tl.constexpr,
+    STAGES: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dg of the later or the earlier BS rows; of all if BS is BT."""
     HALVED: tl.constexpr = BS < BT
+    HQ: tl.constexpr = H * GROUP
+    i_h = i_q // GROUP
     own: tl.constexpr = BS if LATE else 0
     other: tl.constexpr = 0 if LATE else BS
     o_i = tl.arange(0, BS)
     o_t = i_s * BT + o_i
     m_t, m_p = o_t + own < length, o_t + other < length
     row, row_p = first + i_s * BT + own, first + i_s * BT + other
-    b_a = pairs_of(da, tile, own, own, BS, BT)
-    b_self = tl.load(da + tile * BT * BT + (own + o_i) * (BT + 1))[None, :]
+    b_a = pairs_of(da, tile_q, own, own, BS, BT)
+    b_self = tl.load(da + tile_q * BT * BT + (own + o_i) * (BT + 1))[None, :]
     upper = o_i[:, None] < o_i[None, :]
     inner = parts(tl.where(upper & (o_i[:, None] // BLOCK == o_i[None, :] // BLOCK), b_a, 0.0), DTYPE)
     # both ways round: a product takes its pairs from one side or the other
-    b_at = tl.load(da + tile * BT * BT + (own + o_i[None, :]) * BT + own + o_i[:, None])
+    b_at = tl.load(da + tile_q * BT * BT + (own + o_i[None, :]) * BT + own + o_i[:, None])
     outer = meetings(tl.where(upper, b_a, b_at), 0, INNER, BLOCK, DTYPE)
     if HALVED:
-        cross = parts(pairs_of(da, tile, 0, BS, BS, BT), DTYPE)
+        cross = parts(pairs_of(da, tile_q, 0, BS, BS, BT), DTYPE)
     take = matrices(sums, 0, INNER + 3, BS, BT)
     zero = tl.zeros([BK, BS], dtype=tl.float32)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
-        col, row_x = i_h * K + i_k * BK, chunk * K + i_k * BK
+        col, col_k, row_x = i_q * K + i_k * BK, i_h * K + i_k * BK, chunk * K + i_k * BK
         o_k = i_k * BK + tl.arange(0, BK)
         m_k = o_k < K
         early = tl.load(halves + 2 * tile * K + o_k, mask=m_k, other=0.0)
         late = tl.load(halves + (2 * tile + 1) * K + o_k, mask=m_k, other=0.0)
-        passed = tl.load(flow + tile * K + o_k, mask=m_k, other=0.0) * early * late
+        passed = tl.load(flow + tile_q * K + o_k, mask=m_k, other=0.0) * early * late
         # what rows find at the border that they read from, and leave at the one that they write to
         b_x = beside(x, row_x, i_r + own, R, m_k, m_t, DESC, WHOLE).to(tl.float32)
         b_y = beside(y, row_x, i_r + own, R, m_k, m_t, DESC, WHOLE).to(tl.float32)
         if HALVED:
-            g_parts = parts(gates(g, row_p, col, H * K, m_p, m_k, DESC, WHOLE), DTYPE)
+            g_parts = parts(gates(g, row_p, col_k, H * K, m_p, m_k, DESC, WHOLE), DTYPE)
             if LATE:
                 b_x *= early[:, None]
-                b_f = across(k, row_p, col, H * K, m_p, m_k, DESC, WHOLE).to(tl.float32)
+                b_f = across(k, row_p, col_k, H * K, m_p, m_k, DESC, WHOLE).to(tl.float32)
                 b_f *= tl.exp2(summed(g_parts, take[1]))
                 b_x += product(parts(b_f, DTYPE), cross, zero, PRECISION)
                 b_p = beside(y, row_x, i_r + other, R, m_k, m_p, DESC, WHOLE).to(tl.float32)
                 passed += tl.sum(b_f * b_p, axis=1) * late
             else:
                 b_y *= late[:, None]
-                b_f = across(q, row_p, col, H * K, m_p, m_k, DESC, WHOLE).to(tl.float32) * scale
+                b_f = across(q, row_p, col, HQ * K, m_p, m_k, DESC, WHOLE).to(tl.float32) * scale
                 b_f *= tl.exp2(summed(g_parts, take[0]))
                 b_y += product(parts(b_f, DTYPE), turned(cross), zero, PRECISION)
                 b_p = beside(x, row_x, i_r + other, R, m_k, m_p, DESC, WHOLE).to(tl.float32)
                 passed += tl.sum(b_f * b_p, axis=1) * early
-        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        b_g = gates(g, row, col_k, H * K, m_t, m_k, DESC, WHOLE)
         g_parts = parts(b_g, DTYPE)
         b_x *= tl.exp2(summed(g_parts, take[0]))
         b_y *= tl.exp2(summed(g_parts, take[1]))
-        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE)
-        b_q = across(q, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        b_k = across(k, row, col_k, H * K, m_t, m_k, DESC, WHOLE)
+        b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, WHOLE)
 
         # over row t: what is read from it on, less what its own half wrote from it on; what leaves from before it
         b_dg = collected(parts(b_k.to(tl.float32) * b_y, DTYPE), take[1]) + passed[:, None]
@@ -135,45 +138,47 @@ def half_tile(
         d = centred(clipped(g_parts, BOUND), take[2], BLOCK // 2)
         b_k = b_k.to(tl.float32)
         b_w = product(parts(b_k * tl.exp2(-d), DTYPE), inner, zero, PRECISION) * tl.exp2(d)
-        store(dq, tl.trans((b_x + b_w + b_self * b_k) * scale), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        store(dq, tl.trans((b_x + b_w + b_self * b_k) * scale), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
         b_q = b_q.to(tl.float32) * scale
         b_z = b_q * b_w
         b_w = product(parts(b_q * tl.exp2(d), DTYPE), turned(inner), zero, PRECISION) * tl.exp2(-d)
-        store(dk, tl.trans(b_l + b_w + b_self * b_q), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        store(dk, tl.trans(b_l + b_w + b_self * b_q), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
         b_z -= b_k * b_w
         # outward from the centre, like the decay; where a step was cut, the pairs across it were too heavy
         b_z = collected(parts(tl.where(is_later(BLOCK // 2, BS), b_z, -b_z), DTYPE), take[2])
         b_dg += b_z * tl.exp2(tl.minimum(b_g - BOUND, 0.0))
-        store(dg, tl.trans(b_dg), row, col, H * K, m_t, m_k, DESC and WHOLE)
+        store(dg, tl.trans(b_dg), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
 
 
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
 def steep_gradient_kernel(
     q, k, g, halves, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
-    BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr,
-    DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, TPC: tl.constexpr,
+    BK: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
+    VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk, dg `[B, T, H, K]` of tiles marked steep, from what `channel_gradient_kernel` takes.
-    Grid: tiles · H · BT/BS."""
+    """dq, dk, dg `[B, T, HQ, K]` of tiles marked steep, from what `channel_gradient_kernel` takes.
+    Grid: tiles · HQ · BT/BS."""
+    HQ: tl.constexpr = H * GROUP
     N: tl.constexpr = BT // BS
     pid = tl.program_id(0)
-    i_e, i_h, i_t = pid % N, (pid // N) % H, pid // (N * H)
+    i_e, i_q, i_t = pid % N, (pid // N) % HQ, pid // (N * HQ)
     i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
-    tile = i_t.to(tl.int64) * H + i_h
+    tile, tile_q = i_t.to(tl.int64) * H + i_q // GROUP, i_t.to(tl.int64) * HQ + i_q
     if tl.load(steep + tile) == 0:
         return
     R: tl.constexpr = TPC * BT
-    chunk, i_r = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN), i_s % TPC * BT
+    chunk, i_r = chunk_of(i_n, i_s, i_q, chunk_base, NC, HQ, TPC, VARLEN), i_s % TPC * BT
     if N == 1 or i_e == 0:
         half_tile(
-            q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, chunk, first, i_s, i_r, length, i_h, scale, H, K,
-            BT, BS, R, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, EXACT, DTYPE, PRECISION,
+            q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length, i_q,
+            scale, H, GROUP, K, BT, BS, R, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, EXACT, DTYPE, PRECISION,
         )  # fmt: skip
     else:
         half_tile(
-            q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, chunk, first, i_s, i_r, length, i_h, scale, H, K,
-            BT, BS, R, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, EXACT, DTYPE, PRECISION,
+            q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length, i_q,
+            scale, H, GROUP, K, BT, BS, R, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, EXACT, DTYPE, PRECISION,
         )  # fmt: skip

@@ -28,26 +28,30 @@ def empty(BT: tl.constexpr, BK: tl.constexpr, n: tl.constexpr):
 
 @triton.jit
 def factors(
-    read, write, g, decay, first, i_t, i_s, length, i_h, o_k, scale, n: tl.constexpr,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr, DTYPE: tl.constexpr,
+    read, write, g, decay, first, i_t, i_s, length, i_q, o_k, scale, n: tl.constexpr, H: tl.constexpr,
+    GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of n tiles from i_s on: q̂ and k̂, transposed `[BK, BT]`, and the tile's decay."""
+    HQ: tl.constexpr = H * GROUP
+    i_h = i_q // GROUP
     o_i = tl.arange(0, BT)
     m_k = (o_k < K)[:, None]
     if GATE == _CHANNEL:
-        p = (i_t.to(tl.int64) * H + i_h) * BT * K + o_i[None, :] * K + o_k[:, None]
+        p_q = (i_t.to(tl.int64) * HQ + i_q) * BT * K + o_i[None, :] * K + o_k[:, None]
+        p_k = (i_t.to(tl.int64) * H + i_h) * BT * K + o_i[None, :] * K + o_k[:, None]
         m = m_k & (i_s * BT + o_i < length)[None, :]
-        b_q = tl.load(read + p, mask=m, other=0.0)
-        b_k = tl.load(write + p, mask=m, other=0.0)
+        b_q = tl.load(read + p_q, mask=m, other=0.0)
+        b_k = tl.load(write + p_k, mask=m, other=0.0)
         # o_k * 0: the interpreter takes no mask that mixes a block with a lone boolean
         m = (o_k < K) & (o_k * 0 + i_s * BT < length)
         d = tl.load(decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=m, other=1.0)
     else:
         o_t = i_s * BT + o_i
-        p = ((first + o_t[None, :]) * H + i_h) * K + o_k[:, None]
+        p_q = ((first + o_t[None, :]) * HQ + i_q) * K + o_k[:, None]
+        p_k = ((first + o_t[None, :]) * H + i_h) * K + o_k[:, None]
         m = m_k & (o_t < length)[None, :]
-        b_q = tl.load(read + p, mask=m, other=0.0).to(tl.float32) * scale
-        b_k = tl.load(write + p, mask=m, other=0.0).to(tl.float32)
+        b_q = tl.load(read + p_q, mask=m, other=0.0).to(tl.float32) * scale
+        b_k = tl.load(write + p_k, mask=m, other=0.0).to(tl.float32)
         if GATE != _NONE:
             prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
             b_q *= tl.exp2(prefix)[None, :]
@@ -58,20 +62,24 @@ def factors(
         return one
     else:
         return one + factors(
-            read, write, g, decay, first, i_t + 1, i_s + 1, length, i_h, o_k, scale, n - 1, H, K, BT, GATE, DTYPE
+            read, write, g, decay, first, i_t + 1, i_s + 1, length, i_q, o_k, scale, n - 1, H, GROUP, K, BT, GATE, DTYPE
         )
 
 
 @triton.jit
-def values(do, v, p, width, o_t, length, m_v, n: tl.constexpr, BT: tl.constexpr, DTYPE: tl.constexpr):
-    """do and v `[BT, BV]` of n tiles from pointers p to the first."""
+def values(
+    do, v, p_do, p_v, W: tl.constexpr, GROUP: tl.constexpr, o_t, length, m_v, n: tl.constexpr, BT: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """do and v `[BT, BV]` of n tiles from p_do, p_v on; a row of v holds W numbers, one of do GROUP · W."""
     m = (o_t < length)[:, None] & m_v
-    b_do = tl.load(do + p, mask=m, other=0.0).to(DTYPE)
-    b_v = tl.load(v + p, mask=m, other=0.0).to(DTYPE)
+    b_do = tl.load(do + p_do, mask=m, other=0.0).to(DTYPE)
+    b_v = tl.load(v + p_v, mask=m, other=0.0).to(DTYPE)
     if n == 1:
         return ((b_do, b_v),)
     else:
-        return ((b_do, b_v),) + values(do, v, p + BT * width, width, o_t + BT, length, m_v, n - 1, BT, DTYPE)
+        p_do, p_v = p_do + BT * (GROUP * W), p_v + BT * W
+        return ((b_do, b_v),) + values(do, v, p_do, p_v, W, GROUP, o_t + BT, length, m_v, n - 1, BT, DTYPE)
 
 
 @triton.jit
@@ -112,27 +120,33 @@ def inside(
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
 def products_kernel(
     do, v, h, dh, read, write, g, decay, x, y, flow, da, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, GATE: tl.constexpr, VARLEN: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, VARLEN: tl.constexpr, STAGES: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x = Xᵀ, y = Yᵀ `[chunks, H, K, C]` without the decay inside their tile; flow `[tiles, H, K]` = Σ_v S ∘ dS, what a
-    tile meets and what becomes of it; da = dAᵀ `[tiles, H, BT, BT]`.
+    """x = Xᵀ, y = Yᵀ `[chunks, HQ, K, C]` without the decay inside their tile; flow `[tiles, HQ, K]` = Σ_v S ∘ dS, what
+    a tile meets and what becomes of it; da = dAᵀ `[tiles, HQ, BT, BT]`. Y and flow are sums over the query heads of a
+    group: here is the part of each.
 
-    h, dh `[chunks, H, V, K]`: the state at the chunk's start, the gradient at its end; read, write: q, k, or qg, kg for
-    gates on channels. Grid: tiles · H · (K/BK + 1): one program a chunk and slice of K, and one for da.
+    h `[chunks, H, V, K]`, dh `[chunks, HQ, V, K]`: the state at the chunk's start, the gradient at its end; read,
+    write: q, k, or qg, kg for gates on channels. Grid: tiles · HQ · (K/BK + 1): one program a chunk and slice of K, and
+    one for da.
     """
+    HQ: tl.constexpr = H * GROUP
     NK: tl.constexpr = (K + BK - 1) // BK
     pid = tl.program_id(0)
-    i_k, i_h, i_t = pid % (NK + 1), (pid // (NK + 1)) % H, pid // ((NK + 1) * H)
+    i_k, i_q, i_t = pid % (NK + 1), (pid // (NK + 1)) % HQ, pid // ((NK + 1) * HQ)
+    i_h = i_q // GROUP
     i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if (i_s * BT >= length) | (i_s % TPC != 0):
         return
     chunk = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN)
+    own = chunk_of(i_n, i_s, i_q, chunk_base, NC, HQ, TPC, VARLEN)
     o_i = tl.arange(0, BT)
     o_t = i_s * BT + o_i
     o_k = i_k * BK + tl.arange(0, BK)
-    p_t = ((first + o_t[:, None]) * H + i_h) * V
+    p_do = ((first + o_t[:, None]) * HQ + i_q) * V
+    p_v = ((first + o_t[:, None]) * H + i_h) * V
     if i_k == NK:
         for t in range(0, TPC):
             m_t = (o_t + t * BT < length)[:, None]
@@ -140,28 +154,33 @@ def products_kernel(
             for i_v in tl.range(0, tl.cdiv(V, BV), num_stages=STAGES):
                 o_v = i_v * BV + tl.arange(0, BV)[None, :]
                 m = m_t & (o_v < V)
-                b_do = tl.load(do + p_t + t * (BT * H * V) + o_v, mask=m, other=0.0).to(DTYPE)
-                b_v = tl.load(v + p_t + t * (BT * H * V) + o_v, mask=m, other=0.0).to(DTYPE)
+                b_do = tl.load(do + p_do + t * (BT * HQ * V) + o_v, mask=m, other=0.0).to(DTYPE)
+                b_v = tl.load(v + p_v + t * (BT * H * V) + o_v, mask=m, other=0.0).to(DTYPE)
                 b_a = tl.dot(b_v, tl.trans(b_do), b_a, input_precision=PRECISION)
             if (i_s + t) * BT < length:
-                p_a = da + ((i_t + t).to(tl.int64) * H + i_h) * BT * BT + o_i[:, None] * BT + o_i[None, :]
+                p_a = da + ((i_t + t).to(tl.int64) * HQ + i_q) * BT * BT + o_i[:, None] * BT + o_i[None, :]
                 tl.store(p_a, b_a.to(da.dtype.element_ty))
     else:
-        known = factors(read, write, g, decay, first, i_t, i_s, length, i_h, o_k, scale, TPC, H, K, BT, GATE, DTYPE)
+        known = factors(
+            read, write, g, decay, first, i_t, i_s, length, i_q, o_k, scale, TPC, H, GROUP, K, BT, GATE, DTYPE
+        )
         acc = empty(BT, BK, TPC)
         for i_v in tl.range(0, tl.cdiv(V, BV), num_stages=STAGES):
             o_v = i_v * BV + tl.arange(0, BV)
             m_v = o_v < V
-            p_s = chunk * K * V + o_v[None, :] * K + o_k[:, None]
+            p_h = chunk * K * V + o_v[None, :] * K + o_k[:, None]
+            p_dh = own * K * V + o_v[None, :] * K + o_k[:, None]
             m_s = (o_k < K)[:, None] & m_v[None, :]
-            b_h = tl.load(h + p_s, mask=m_s, other=0.0).to(tl.float32)
-            b_dh = tl.load(dh + p_s, mask=m_s, other=0.0).to(tl.float32)
-            rows = values(do, v, p_t + o_v[None, :], H * V, o_t, length, m_v[None, :], TPC, BT, DTYPE)
+            b_h = tl.load(h + p_h, mask=m_s, other=0.0).to(tl.float32)
+            b_dh = tl.load(dh + p_dh, mask=m_s, other=0.0).to(tl.float32)
+            rows = values(
+                do, v, p_do + o_v[None, :], p_v + o_v[None, :], H * V, GROUP, o_t, length, m_v[None, :], TPC, BT, DTYPE
+            )
             acc = inside(acc, b_h, b_dh, known, rows, 0, TPC, GATE, DTYPE, PRECISION)
         for t in tl.static_range(TPC):
-            row_x = chunk * K + i_k * BK
+            row_x = own * K + i_k * BK
             store(x, acc[t][0], row_x, t * BT, TPC * BT, o_k < K, o_i < BT, False)
             store(y, acc[t][1], row_x, t * BT, TPC * BT, o_k < K, o_i < BT, False)
             if GATE != _NONE:
                 m_f = (o_k < K) & (o_k * 0 + (i_s + t) * BT < length)
-                tl.store(flow + ((i_t + t).to(tl.int64) * H + i_h) * K + o_k, acc[t][2], mask=m_f)
+                tl.store(flow + ((i_t + t).to(tl.int64) * HQ + i_q) * K + o_k, acc[t][2], mask=m_f)

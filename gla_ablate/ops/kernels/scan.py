@@ -57,27 +57,37 @@ def step(
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
 def scan_kernel(
     a, b, x, scores, g, decay, start, states, o, end, cu_seqlens, tile_base, chunk_base, scale, T, NT, NC, SEG, NSEG,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr, STORE_STATES: tl.constexpr,
-    STORE_O: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr,
-    STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
+    STORE_STATES: tl.constexpr, STORE_O: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr,
+    DESC: tl.constexpr, DESC_X: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Tile by tile o = A x + â S and S ← decay · S + b̂ᵀ x; `states` `[chunks, H, V, K]` holds S as each chunk meets it.
+    """Tile by tile o = A x + â S and S ← decay · S + b̂ᵀ x; `states` `[chunks, HB, V, K]` hold S as chunks meet it.
 
     Forward, a = q, b = k, x = v; â carries scale and the decay from the tile's start, b̂ that to its end. Backward in
     time the roles of â and b̂ are swapped, a = k, b = q, x = do, with Aᵀ: o is dv, and `states` are the gradients of the
-    state at each chunk's end. For gates on channels a and b are qg and kg of `prepare_kernel`, `[tiles, H, BT, K]`.
-    scores `[tiles, H, BT, BT]`; start, end `[N, NSEG, H, K, V]`, fp32, of each segment of SEG tiles.
-    Grid: N · NSEG · H · V/BV.
+    state at each chunk's end. For gates on channels a and b are qg and kg of `prepare_kernel`, `[tiles, HA or HB, BT,
+    K]`. scores `[tiles, HQ, BT, BT]`; start, end `[N, NSEG, HB, K, V]`, fp32, of each segment of SEG tiles.
+    Grid: N · NSEG · HQ · V/BV.
+
+    Each query head of a group goes its own way: forward from the same b and x, so that one of them stores the state;
+    backward it makes its own part of dv and of the state's gradient, both `HQ` heads, which are sums over the group.
 
     DESC: a, b and scores are tensor descriptors; DESC_X: x and o too (no sequence ends inside a tile).
     """
+    HQ: tl.constexpr = H * GROUP
+    HA: tl.constexpr = H if REVERSE else HQ
+    HB: tl.constexpr = HQ if REVERSE else H
     NV: tl.constexpr = (V + BV - 1) // BV
     NS: tl.constexpr = (K + BK - 1) // BK
     TILED: tl.constexpr = GATE == _CHANNEL
     MASK: tl.constexpr = DESC and not TILED and not DESC_X  # a tile's last rows may be another sequence's
     pid = tl.program_id(0)
-    i_v, i_h, i_g = pid % NV, (pid // NV) % H, pid // (NV * H)
+    i_v, i_q, i_g = pid % NV, (pid // NV) % HQ, pid // (NV * HQ)
+    i_h = i_q // GROUP
+    i_a = i_h if REVERSE else i_q
+    i_b = i_q if REVERSE else i_h
+    twin = 0 if REVERSE else i_q % GROUP  # of the programs that make the same state, the first stores it
     i_n, segment = i_g // NSEG, i_g % NSEG
     if VARLEN:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
@@ -95,29 +105,31 @@ def scan_kernel(
     o_v = i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
     m_i = o_i < BT
-    head = i_g.to(tl.int64) * H + i_h
+    head = i_g.to(tl.int64) * HB + i_b
     s = slices(start + head * K * V if HAS_START else 0, o_v, 0, NS, BK, K, V, HAS_START)
     begin = segment * SEG
     stop = tl.minimum(begin + SEG, n_tiles)
     for i in tl.range(begin, stop, num_stages=STAGES):
         i_s = begin + stop - 1 - i if REVERSE else i
         i_t = t_base + i_s
-        row_d = i_t.to(tl.int64) * H + i_h
+        row_d, row_w = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
         m_t = i_s * BT + o_i < length
         row_x = first + i_s * BT
-        b_x = block(x, row_x, i_h * V + i_v * BV, H * V, m_t, m_v, DESC_X)
+        b_x = block(x, row_x, i_b * V + i_v * BV, HB * V, m_t, m_v, DESC_X)
         if TILED:
-            row, col, width = row_d * BT, 0, K
+            row_a, col_a, width_a = (i_t.to(tl.int64) * HA + i_a) * BT, 0, K
+            row_b, col_b, width_b = (i_t.to(tl.int64) * HB + i_b) * BT, 0, K
             m_r = m_i
         else:
-            row, col, width = row_x, i_h * K, H * K
+            row_a, col_a, width_a = row_x, i_a * K, HA * K
+            row_b, col_b, width_b = row_x, i_b * K, HB * K
             m_r = m_t
         if GATE != _NONE and GATE != _CHANNEL:
             prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
         meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
         if STORE_STATES:  # noqa: SIM102 (known when compiled, which the next isn't)
-            if meets:
-                p_s = states + ((c_base + i_s // TPC).to(tl.int64) * H + i_h) * K * V
+            if meets & (twin == 0):
+                p_s = states + ((c_base + i_s // TPC).to(tl.int64) * HB + i_b) * K * V
                 for j in tl.static_range(NS):
                     o_k = j * BK + tl.arange(0, BK)
                     b_s = s[j].to(states.dtype.element_ty)
@@ -128,23 +140,23 @@ def scan_kernel(
             acc = tl.zeros([BV, BT], dtype=tl.float32)
             for j in tl.static_range(NS):
                 m_k = j * BK + tl.arange(0, BK) < K
-                b_a = block(a, row, col + j * BK, width, m_r, m_k, DESC).to(DTYPE)
+                b_a = block(a, row_a, col_a + j * BK, width_a, m_r, m_k, DESC).to(DTYPE)
                 acc = tl.dot(s[j].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
             if GATE != _CHANNEL:
                 if GATE != _NONE:
                     acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
                 if not REVERSE:
                     acc *= scale
-            b_w = block(scores, row_d * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
+            b_w = block(scores, row_w * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
             if not REVERSE:
                 b_w = tl.trans(b_w)
             acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
             b_o = tl.trans(acc.to(DTYPE))
             if DESC_X:
-                o.store([row_x.to(tl.int32), i_h * V + i_v * BV], b_o)
+                o.store([row_x.to(tl.int32), i_q * V + i_v * BV], b_o)
             else:
-                p_o = o + (row_x * H + i_h) * V + i_v * BV
-                p_o += o_i[:, None] * (H * V) + tl.arange(0, BV)[None, :]
+                p_o = o + (row_x * HQ + i_q) * V + i_v * BV
+                p_o += o_i[:, None] * (HQ * V) + tl.arange(0, BV)[None, :]
                 tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
         if GATE == _CHANNEL:
             b_z = b_x.to(DTYPE)
@@ -154,9 +166,12 @@ def scan_kernel(
             b_z = tl.exp2(prefix) * scale if REVERSE else tl.exp2(suffix)
             b_z = (b_x.to(tl.float32) * b_z[:, None]).to(DTYPE)
         d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
-        s = step(s, b_z, b, row, col, width, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, DTYPE, PRECISION)
-    if STORE_END:
-        for j in tl.static_range(NS):
-            o_k = j * BK + tl.arange(0, BK)
-            p_e = end + head * K * V + o_k[None, :] * V + o_v[:, None]
-            tl.store(p_e, s[j], mask=m_v[:, None] & (o_k < K)[None, :])
+        s = step(
+            s, b_z, b, row_b, col_b, width_b, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, DTYPE, PRECISION
+        )
+    if STORE_END:  # noqa: SIM102 (as above)
+        if twin == 0:
+            for j in tl.static_range(NS):
+                o_k = j * BK + tl.arange(0, BK)
+                p_e = end + head * K * V + o_k[None, :] * V + o_v[:, None]
+                tl.store(p_e, s[j], mask=m_v[:, None] & (o_k < K)[None, :])

@@ -13,28 +13,31 @@ _NONE = tl.constexpr(NONE)
 @triton.jit(do_not_specialize=["T", "NT"])
 def scores_kernel(
     q, k, g, scores, cu_seqlens, tiles, scale, T, NT,
-    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr, VARLEN: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr,
+    VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """scores `[tiles, H, BT, BT]`, zero above the diagonal and past a sequence's end. Grid: tiles · H."""
+    """scores `[tiles, HQ, BT, BT]`, zero above the diagonal and past a sequence's end. Grid: tiles · HQ."""
+    HQ: tl.constexpr = H * GROUP
     pid = tl.program_id(0)
-    i_h, i_t = pid % H, pid // H
+    i_q, i_t = pid % HQ, pid // HQ
+    i_h = i_q // GROUP
     _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
     o_i = tl.arange(0, BT)
     m_t = i_s * BT + o_i < length
-    row = ((first + i_s * BT + o_i) * H + i_h) * K
+    row_q = ((first + i_s * BT + o_i) * HQ + i_q) * K
+    row_k = ((first + i_s * BT + o_i) * H + i_h) * K
     acc = tl.zeros([BT, BT], dtype=tl.float32)
     for i_k in range(0, tl.cdiv(K, BK)):
         o_k = i_k * BK + tl.arange(0, BK)
-        p, m = row[:, None] + o_k[None, :], m_t[:, None] & (o_k < K)[None, :]
-        b_q = tl.load(q + p, mask=m, other=0.0).to(DTYPE)
-        b_k = tl.load(k + p, mask=m, other=0.0).to(DTYPE)
+        m = m_t[:, None] & (o_k < K)[None, :]
+        b_q = tl.load(q + (row_q[:, None] + o_k[None, :]), mask=m, other=0.0).to(DTYPE)
+        b_k = tl.load(k + (row_k[:, None] + o_k[None, :]), mask=m, other=0.0).to(DTYPE)
         acc = tl.dot(b_q, tl.trans(b_k), acc, input_precision=PRECISION)
     acc *= scale
     if GATE != _NONE:
         acc *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, False))
     acc = tl.where(o_i[:, None] >= o_i[None, :], acc, 0.0)
-    tile = i_t.to(tl.int64) * H + i_h
+    tile = i_t.to(tl.int64) * HQ + i_q
     tl.store(scores + tile * BT * BT + o_i[:, None] * BT + o_i[None, :], acc.to(scores.dtype.element_ty))

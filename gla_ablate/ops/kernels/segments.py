@@ -25,16 +25,19 @@ def product(a, b):
 @triton.jit(do_not_specialize=["T", "NT", "SEG", "NSEG"])
 def segments_kernel(
     ends, g, decay, start, starts, end, cu_seqlens, tile_base, T, NT, SEG, NSEG,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr, STORE_END: tl.constexpr,
+    VARLEN: tl.constexpr,
 ):  # fmt: skip
-    """starts `[N, NSEG, H, K, V]` of segments of SEG tiles, from what they end with, `ends`, if they start at zero;
-    start, end `[N, H, K, V]` of the sequence; all fp32. Grid: N · H · K/BK · V/BV.
+    """starts `[N, NSEG, HQ, K, V]` of segments of SEG tiles, from what they end with, `ends`, if they start at zero;
+    start, end `[N, HQ, K, V]` of the sequence; all fp32. Grid: N · HQ · K/BK · V/BV.
     """
+    HQ: tl.constexpr = H * GROUP
     NK: tl.constexpr = (K + BK - 1) // BK
     NV: tl.constexpr = (V + BV - 1) // BV
     pid = tl.program_id(0)
-    i_v, i_k, i_h, i_n = pid % NV, (pid // NV) % NK, (pid // (NV * NK)) % H, pid // (NV * NK * H)
+    i_v, i_k, i_q, i_n = pid % NV, (pid // NV) % NK, (pid // (NV * NK)) % HQ, pid // (NV * NK * HQ)
+    i_h = i_q // GROUP
     if VARLEN:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = (tl.load(cu_seqlens + i_n + 1) - first).to(tl.int32)
@@ -46,12 +49,12 @@ def segments_kernel(
     o_k = i_k * BK + tl.arange(0, BK)
     o_v = i_v * BV + tl.arange(0, BV)
     m_s = (o_k < K)[:, None] & (o_v < V)[None, :]
-    p_s = i_h.to(tl.int64) * K * V + o_k[:, None] * V + o_v[None, :]
-    whole = i_n.to(tl.int64) * H * K * V
+    p_s = i_q.to(tl.int64) * K * V + o_k[:, None] * V + o_v[None, :]
+    whole = i_n.to(tl.int64) * HQ * K * V
     b_s = tl.load(start + whole + p_s, mask=m_s, other=0.0) if HAS_START else tl.zeros([BK, BV], dtype=tl.float32)
     for i in range(0, NSEG):
         segment = NSEG - 1 - i if REVERSE else i
-        p = whole * NSEG + segment.to(tl.int64) * H * K * V + p_s
+        p = whole * NSEG + segment.to(tl.int64) * HQ * K * V + p_s
         tl.store(starts + p, b_s, mask=m_s)
         begin = segment * SEG
         stop = tl.minimum(begin + SEG, tl.cdiv(length, BT))

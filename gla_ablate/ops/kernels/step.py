@@ -24,13 +24,14 @@ GENERAL = ["q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "g_b", "g_h"]
 @triton.jit(do_not_specialize=GENERAL)
 def step_kernel(
     q, k, v, g, state, o, scale, q_b, q_h, q_k, k_b, k_h, k_k, v_b, v_h, v_v, g_b, g_h, g_k,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    GATE: tl.constexpr,
 ):  # fmt: skip
     """S ← exp(g) S + kᵀ v, o = scale · q S, for BV of the V columns of one head's S `[K, V]`.
 
     A program holds all K rows of its columns (BK ≥ K), so o needs no sum over programs: no atomics, the same bits every
-    time. `state` `[B, H, K, V]` fp32 and `o` `[B, H, V]` are contiguous; q, k, v, g come with their strides in elements
-    (x_b: batch, x_h: head, x_k, x_v: channel), each in its own dtype, computed with in fp32.
+    time. `state` `[B, H, K, V]` fp32 and `o` `[B, GROUP · H, V]` are contiguous; q, k, v, g come with their strides in
+    elements (x_b: batch, x_h: head, x_k, x_v: channel), each in its own dtype, computed with in fp32.
     Grid: B · H · V/BV.
     """
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -42,7 +43,6 @@ def step_kernel(
     m_s = m_k[:, None] & m_v[None, :]
     p_s = state + (i_b * H + i_h) * K * V + (o_k[:, None] * V + o_v[None, :])
     b_s = tl.load(p_s, mask=m_s, other=0.0)  # [BK, BV]
-    b_q = tl.load(q + i_b * q_b + i_h * q_h + o_k.to(tl.int64) * q_k, mask=m_k, other=0.0).to(tl.float32)
     b_k = tl.load(k + i_b * k_b + i_h * k_h + o_k.to(tl.int64) * k_k, mask=m_k, other=0.0).to(tl.float32)
     b_v = tl.load(v + i_b * v_b + i_h * v_h + o_v.to(tl.int64) * v_v, mask=m_v, other=0.0).to(tl.float32)
     if GATE == _CHANNEL:
@@ -51,9 +51,12 @@ def step_kernel(
     elif GATE != _NONE:
         b_s *= tl.exp(tl.load(g + i_b * g_b + i_h * g_h).to(tl.float32))
     b_s += b_k[:, None] * b_v[None, :]
+    for j in tl.static_range(GROUP):
+        i_q = i_h * GROUP + j
+        b_q = tl.load(q + i_b * q_b + i_q * q_h + o_k.to(tl.int64) * q_k, mask=m_k, other=0.0).to(tl.float32)
+        b_o = tl.sum((b_q * scale)[:, None] * b_s, axis=0)  # [BV]
+        tl.store(o + (i_b * (H * GROUP) + i_q) * V + o_v, b_o.to(o.dtype.element_ty), mask=m_v)
     tl.store(p_s, b_s, mask=m_s)
-    b_o = tl.sum((b_q * scale)[:, None] * b_s, axis=0)  # [BV]
-    tl.store(o + (i_b * H + i_h) * V + o_v, b_o.to(o.dtype.element_ty), mask=m_v)
 
 
 @cache
@@ -80,19 +83,20 @@ def gate(g: Tensor | None) -> tuple[int, int, int, int]:
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """o `[B, H, V]` in `dtype`; arguments as `gla_ablate.ops.step` has checked them. Waits for nothing, allocates o."""
-    B, H, K = q.shape
+    """o `[B, GROUP · H, V]` in `dtype`; arguments as `gla_ablate.ops.step` has checked them. Waits for nothing and
+    allocates o alone."""
+    B, H, K = k.shape
     V = v.shape[2]
     bk, bv, warps = tiles(K, V)
     q_b, q_h, q_k = q.stride()
     k_b, k_h, k_k = k.stride()
     v_b, v_h, v_v = v.stride()
     kind, g_b, g_h, g_k = gate(g)
-    o = v.new_empty((B, H, V), dtype=dtype)
+    o = v.new_empty((B, q.shape[1], V), dtype=dtype)
     with torch.cuda.device_of(q):
         launch(
             step_kernel, B * H * pieces(V, bv), q=q, k=k, v=v, g=g, state=state, o=o, scale=scale,
             q_b=q_b, q_h=q_h, q_k=q_k, k_b=k_b, k_h=k_h, k_k=k_k, v_b=v_b, v_h=v_h, v_v=v_v, g_b=g_b, g_h=g_h, g_k=g_k,
-            H=H, K=K, V=V, BK=bk, BV=bv, GATE=kind, num_warps=warps, num_stages=1,
+            H=H, GROUP=q.shape[1] // H, K=K, V=V, BK=bk, BV=bv, GATE=kind, num_warps=warps, num_stages=1,
         )  # fmt: skip
     return o
