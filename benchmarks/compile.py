@@ -146,7 +146,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
     parser.add_argument("--candidates", action="store_true", help="compile what tune.py would time, too")
     options = parser.parse_args(given)
-    names = sorted({name for kind in KINDS for name in tune.kernels_of(kind)} | {"sums_kernel", "segments_kernel"})
+    names = sorted({name for kind in KINDS for name in tune.kernels_of(kind)} | {"survey_kernel", "segments_kernel"})
     for name in options.kernels or []:
         if name not in names:
             parser.error(f"--kernels: got {name!r}, takes {', '.join(names)}")

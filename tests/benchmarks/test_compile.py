@@ -26,7 +26,7 @@ def rows(text: str) -> dict[str, list[str]]:
     return {row[2]: row[3:] for row in cells[1:]}
 
 
-CHANNEL = {"sums_kernel", "prepare_kernel", "steep_prepare_kernel", "scan_kernel", "scan_kernel (reversed)"}
+CHANNEL = {"survey_kernel", "prepare_kernel", "steep_prepare_kernel", "scan_kernel", "scan_kernel (reversed)"}
 CHANNEL |= {"products_kernel", "channel_gradient_kernel", "steep_gradient_kernel"}
 OTHERS = {"scores_kernel", "scan_kernel", "scan_kernel (reversed)", "products_kernel", "gradient_kernel"}
 
@@ -48,7 +48,7 @@ def test_what_ships_compiles(kernels, arguments):
     assert set(found) == kernels
     for name, (*_, registers, shared, programs, instructions, spills, hgmma, hmma, waits, note) in found.items():
         assert note == "ships" and 0 < int(registers) <= 255 and int(shared) < 227 and int(programs) >= 1
-        assert name == "sums_kernel" or int(hgmma) + int(hmma) > 0
+        assert name == "survey_kernel" or int(hgmma) + int(hmma) > 0
         assert int(waits) <= int(hgmma) and int(spills) < int(instructions) / 10
 
 

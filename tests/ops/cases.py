@@ -67,6 +67,7 @@ def gate(case: Case, seed: torch.Generator) -> Tensor | None:
         "usual": usual,
         "strong": torch.full(shape, -8.0),
         "extreme": torch.full(shape, -100.0),
+        "uneven": torch.where(torch.arange(K) < 16, -0.01, -8.0).expand(B, T, H, K),  # of gates on channels alone
         "mixed": torch.where(draw < 0.5, -1e4, 0.0),
         "resets": torch.where(draw < 0.05, -1e4, usual),
         "turning": usual

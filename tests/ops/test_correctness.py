@@ -28,7 +28,7 @@ GATES = [
     replace(SIZE, kind=kind, strength=strength)
     for kind in KINDS
     for strength in (STRENGTHS if kind != "none" else ("usual",))
-]
+] + [replace(SIZE, strength="uneven")]
 CHUNKS = [
     replace(SIZE, kind=kind, strength=strength, T=SIZE.T if GPU else 270, H=SIZE.H if GPU else 1, chunk=chunk)
     for kind in KINDS
@@ -177,7 +177,7 @@ def two_parts(b, DTYPE: tl.constexpr):
 
 @pytest.mark.skipif(GPU, reason="there bf16 runs so")
 @pytest.mark.parametrize("lengths", [(), (70, 0, 58)], ids=["whole", "packed"])
-@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("strength", [*STRENGTHS, "uneven"])
 def test_two_halves_and_the_anchors_of_16_bits_are_right(
     strength: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from tests.ops.cases import DEVICE, GPU, KINDS, Case, leaves
 CASE = Case(B=1, T=40, H=2, K=24, V=48, chunk=16)
 KERNELS = {
     "channel": {
-        *("sums_kernel", "prepare_kernel", "steep_prepare_kernel", "scan_kernel", "products_kernel"),
+        *("survey_kernel", "prepare_kernel", "steep_prepare_kernel", "scan_kernel", "products_kernel"),
         *("channel_gradient_kernel", "steep_gradient_kernel"),
     },
     "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},

@@ -187,7 +187,7 @@ class Call:
 
     @property
     def matrices(self) -> int:
-        """How many `sums_kernel` forms: to both borders of a tile, about the middle of blocks, and one a level."""
+        """How many `survey_kernel` forms: to both borders of a tile, about the middle of blocks, and one a level."""
         return 2 + 1 + self.levels
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

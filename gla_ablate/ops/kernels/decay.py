@@ -15,18 +15,42 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import LOG2E, across, cut
+from gla_ablate.ops.kernels.common import LOG2E, across, cut, locate
 
 FLOOR = tl.constexpr(-160.0)
+SEEN = tl.constexpr(16)  # channels of `survey_kernel`: 64 bytes of a row
+
+
+@triton.jit(do_not_specialize=["T", "NT"])
+def survey_kernel(
+    sums, g, steep, cu_seqlens, tiles, mild, T, NT,
+    H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr, VARLEN: tl.constexpr,
+):  # fmt: skip
+    """What the others need first: sums `[2 + 1 + LEVELS, BT, BT]`, and steep `[tiles, H]`, which tiles are seen to be
+    steep (see `prepare_kernel`) by their first channels, so that no other kernel reads them in vain.
+    Grid: the matrices, and tiles · H.
+    """
+    MATRICES: tl.constexpr = 2 + 1 + LEVELS
+    i = tl.program_id(0)
+    o_i = tl.arange(0, BT)
+    if i < MATRICES:
+        tl.store(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :], counted(i, BT, BLOCK).to(sums.dtype.element_ty))
+    else:
+        i_h, i_t = (i - MATRICES) % H, (i - MATRICES) // H
+        _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+        if i_s * BT >= length:
+            return
+        o_k = tl.arange(0, SEEN)
+        m_t, m_k = i_s * BT + o_i < length, o_k < K
+        b_g = gates(g, first + i_s * BT, i_h * K, H * K, m_t, m_k, False, True)
+        tl.store(steep + i_t.to(tl.int64) * H + i_h, is_steep(*half_sums(b_g), mild))
 
 
 @triton.jit
-def sums_kernel(sums, BT: tl.constexpr, BLOCK: tl.constexpr):
-    """`[2 + levels + 1, BT, BT]`: which rows count for each row. First those up to it, for the decay from the tile's
-    start; then those after it, for the decay to the tile's end; then, for w = BLOCK / 2, BLOCK, … BT / 2, those between
-    it and the middle of its 2w rows: in the later half up to it, in the earlier after it. Grid: the matrices.
-    """
-    i = tl.program_id(0)
+def counted(i, BT: tl.constexpr, BLOCK: tl.constexpr):
+    """Matrix i `[BT, BT]`: which rows count for each row. 0: those up to it, for the decay from the tile's start; 1:
+    those after it, for the decay to the tile's end; then, for w = BLOCK / 2, BLOCK, … BT / 2, those between it and the
+    middle of its 2w rows: in the later half up to it, in the earlier after it."""
     o_i = tl.arange(0, BT)
     earlier = o_i[None, :] <= o_i[:, None]
     if i == 0:
@@ -38,12 +62,26 @@ def sums_kernel(sums, BT: tl.constexpr, BLOCK: tl.constexpr):
         later = (o_i // w % 2 == 1)[:, None]
         near = o_i[:, None] // w == o_i[None, :] // w
         b = (near & (earlier == later)).to(tl.float32)
-    tl.store(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :], b.to(sums.dtype.element_ty))
+    return b
+
+
+@triton.jit
+def half_sums(b_g):
+    """The gates `[BK, BT]` summed over the earlier and over the later half of the rows."""
+    later = is_later(b_g.shape[1] // 2, b_g.shape[1])
+    return tl.sum(tl.where(later, 0.0, b_g), axis=1), tl.sum(tl.where(later, b_g, 0.0), axis=1)
+
+
+@triton.jit
+def is_steep(early, late, mild):
+    """1 if a half of the tile decays by more than `mild` in a channel, or is NaN."""
+    is_mild = (tl.abs(early) <= mild) & (tl.abs(late) <= mild)
+    return tl.max(is_mild.to(tl.int32) ^ 1, axis=0)
 
 
 @triton.jit
 def matrix(sums, i: tl.constexpr, N: tl.constexpr, BT: tl.constexpr):
-    """Of `sums_kernel`, for the first N rows. From memory, where the units that multiply find it without a register."""
+    """Of `survey_kernel`, for the first N rows. From memory: matrix units find it there without a register."""
     o_i = tl.arange(0, N)
     return tl.load(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :])
 

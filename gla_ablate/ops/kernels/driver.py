@@ -16,11 +16,12 @@ from torch import Tensor
 
 from gla_ablate.ops.kernels.call import Call, describe
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, NONE, TOKEN
-from gla_ablate.ops.kernels.decay import sums_kernel
+from gla_ablate.ops.kernels.decay import survey_kernel
 from gla_ablate.ops.kernels.gradient import gradient_kernel
 from gla_ablate.ops.kernels.gradient_channel import channel_gradient_kernel
 from gla_ablate.ops.kernels.gradient_steep import steep_gradient_kernel
-from gla_ablate.ops.kernels.prepare import prepare_kernel, steep_prepare_kernel
+from gla_ablate.ops.kernels.prepare import prepare_kernel
+from gla_ablate.ops.kernels.prepare_steep import steep_prepare_kernel
 from gla_ablate.ops.kernels.products import products_kernel
 from gla_ablate.ops.kernels.scan import scan_kernel
 from gla_ablate.ops.kernels.scores import scores_kernel
@@ -35,7 +36,7 @@ class Saved(NamedTuple):
     """What a forward pass knows and the backward pass needs: the scores `[tiles, HQ, BT, BT]`, the states
     `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's borders, `[tiles, HQ, BT, K]`
     and `[tiles, H, BT, K]`, what whole tiles and their halves let through, `[tiles, H, K]` and `[tiles, H, 2, K]`,
-    which tiles are steep, and the matrices of `sums_kernel`. HQ: the heads of q."""
+    which tiles are steep, and the matrices of `survey_kernel`. HQ: the heads of q."""
 
     scores: Tensor
     states: Tensor | None
@@ -67,13 +68,16 @@ def prepare(call: Call) -> Saved:
         call.run(scores_kernel, call.tiles, scores=saved.scores)
         return saved
     assert call.g is not None
-    call.launch(sums_kernel, call.matrices, sums=saved.sums)
+    call.launch(
+        survey_kernel, call.matrices + call.tiles * call.shape[2], sums=saved.sums, steep=saved.steep
+    )  # fmt: skip
     kept = {"decay": saved.decay, "halves": saved.halves, "scores": saved.scores, "steep": saved.steep}
     for kernel in (prepare_kernel, steep_prepare_kernel):
-        size = call.shape[3], call.bt, call.tuning(kernel).bk
-        given = rows(call, kernel, call.bt, q=call.q, k=call.k, g=call.g)
+        n = call.half if kernel is steep_prepare_kernel else call.bt
+        size = call.shape[3], n, call.tuning(kernel).bk
+        given = rows(call, kernel, n, q=call.q, k=call.k, g=call.g)
         given |= {"qg": (saved.read, *size), "kg": (saved.write, *size)}
-        call.run(kernel, call.tiles, **engine(call, kernel, given), **kept, sums=saved.sums)
+        call.run(kernel, call.tiles * (call.bt // n), **engine(call, kernel, given), **kept, sums=saved.sums)
     return saved
 
 

@@ -1,0 +1,115 @@
+"""Gates on channels that are steep: what `prepare_kernel` leaves out.
+
+A tree of halves, each anchored where they meet, down to blocks about their centre, where alone an exponent may be
+positive and steps are cut at BOUND. A program takes half a tile (`BS` of its `BT` rows), so that it holds half as much
+at a time, and several run side by side; the one of the later half makes the scores between the halves, too. Factors of
+a score are in two halves of 16 bits where rows of one block meet, which weigh most.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gla_ablate.ops.kernels.common import across, locate, store
+from gla_ablate.ops.kernels.decay import between, centred, clipped, gates, half_sums, is_later, matrices, summed
+from gla_ablate.ops.kernels.parts import parts, product, turned
+
+
+@triton.jit
+def half_scores(
+    q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr,
+    BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, LATE: tl.constexpr, STAGES: tl.constexpr,
+    DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of the later or the earlier BS rows; of all if BS is BT."""
+    HQ: tl.constexpr = H * GROUP
+    HALVED: tl.constexpr = BS < BT
+    own: tl.constexpr = BS if LATE else 0
+    other: tl.constexpr = 0 if LATE else BS
+    i_h = i_q // GROUP
+    o_i = tl.arange(0, BS)
+    o_t = i_s * BT + o_i
+    m_t, m_p = o_t + own < length, o_t + other < length
+    m_i = o_i < BS
+    row, row_p = first + i_s * BT + own, first + i_s * BT + other
+    take = matrices(sums, 0, INNER + 3, BS, BT)
+    causal = o_i[:, None] >= o_i[None, :]
+    zero = tl.zeros([BS, BS], dtype=tl.float32)
+    acc, cross = zero, zero
+    for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
+        col, col_q = i_h * K + i_k * BK, i_q * K + i_k * BK
+        o_k = i_k * BK + tl.arange(0, BK)
+        m_k = o_k < K
+        b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        g_parts = parts(b_g, DTYPE)
+        b_q = across(q, row, col_q, HQ * K, m_t, m_k, DESC, WHOLE).to(tl.float32) * scale
+        b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32)
+        b_p, b_s = b_q * tl.exp2(summed(g_parts, take[0])), b_k * tl.exp2(summed(g_parts, take[1]))
+        if HALVED:
+            b_o = gates(g, row_p, col, H * K, m_p, m_k, DESC, WHOLE)
+            here, there = tl.exp2(tl.sum(b_g, axis=1)), tl.exp2(tl.sum(b_o, axis=1))
+            if LATE:
+                b_f = across(k, row_p, col, H * K, m_p, m_k, DESC, WHOLE).to(tl.float32)
+                b_f *= tl.exp2(summed(parts(b_o, DTYPE), take[1]))
+                cross = tl.dot(tl.trans(b_p.to(DTYPE)), b_f.to(DTYPE), cross, input_precision=PRECISION)
+                b_p *= there[:, None]
+            else:
+                b_s *= there[:, None]
+            early, late = (there, here) if LATE else (here, there)
+        else:
+            early, late = half_sums(b_g)
+            early, late = tl.exp2(early), tl.exp2(late)
+        store(qg, tl.trans(b_p), tile_q * BT + own, i_k * BK, K, m_i, m_k, DESC)
+        if i_q % GROUP == 0:
+            store(kg, tl.trans(b_s), tile * BT + own, i_k * BK, K, m_i, m_k, DESC)
+            if LATE or not HALVED:
+                tl.store(decay + tile * K + o_k, early * late, mask=m_k)
+                tl.store(halves + 2 * tile * K + o_k, early, mask=m_k)
+                tl.store(halves + (2 * tile + 1) * K + o_k, late, mask=m_k)
+        # the later half of every 2w rows with the earlier: one tile holds both factors, each with the decay to where
+        # they meet, both exponents ≤ 0
+        for level in tl.static_range(INNER):
+            later = is_later(BLOCK << level, BS)
+            b_z = (tl.where(later, b_q, b_k) * tl.exp2(summed(g_parts, take[level + 3]))).to(DTYPE)
+            b_a = tl.dot(tl.trans(b_z), b_z, input_precision=PRECISION)
+            acc += tl.where(causal & between(BLOCK << level, BS), b_a, 0.0)
+        d = centred(clipped(g_parts, BOUND), take[2], BLOCK // 2)
+        b_e, b_f = parts(b_q * tl.exp2(d), DTYPE), parts(b_k * tl.exp2(-d), DTYPE)
+        b_a = product(turned(b_e), b_f, zero, PRECISION)
+        acc += tl.where(causal & (o_i[:, None] // BLOCK == o_i[None, :] // BLOCK), b_a, 0.0)
+    p_a = scores + tile_q * BT * BT + (own + o_i[:, None]) * BT + o_i[None, :]
+    tl.store(p_a + own, acc.to(scores.dtype.element_ty))
+    if HALVED:
+        tl.store(p_a + other, cross.to(scores.dtype.element_ty))  # zero above the diagonal
+
+
+@triton.jit(do_not_specialize=["T", "NT"])
+def steep_prepare_kernel(
+    q, k, g, qg, kg, decay, halves, scores, steep, sums, cu_seqlens, tiles, scale, T, NT,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr,
+    BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr,
+    DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All that `prepare_kernel` gives but `steep`, of tiles marked steep. Grid: tiles · HQ · BT/BS."""
+    HQ: tl.constexpr = H * GROUP
+    N: tl.constexpr = BT // BS
+    pid = tl.program_id(0)
+    i_e, i_q, i_t = pid % N, (pid // N) % HQ, pid // (N * HQ)
+    _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+    if i_s * BT >= length:
+        return
+    tile, tile_q = i_t.to(tl.int64) * H + i_q // GROUP, i_t.to(tl.int64) * HQ + i_q
+    if tl.load(steep + tile) == 0:
+        return
+    if N == 1 or i_e == 0:
+        half_scores(
+            q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale, H, GROUP, K, BT,
+            BS, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, DTYPE, PRECISION,
+        )  # fmt: skip
+    else:
+        half_scores(
+            q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale, H, GROUP, K, BT,
+            BS, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, DTYPE, PRECISION,
+        )  # fmt: skip
