@@ -22,9 +22,8 @@ FLA's time    over the op's, forward / forward + backward / replayed: above 1× 
 --packed adds rows of the op on the same tokens as so many packed sequences, most of which end inside a tile
 (`rivals.py`); FLA isn't run so, and there is no ratio.
 
-FLA 0.6 tunes itself at a new width for minutes. It reads choices stored earlier with FLA_CACHE_MODE=strict and
-FLA_CONFIG_DIR=<folder>, and still tunes what isn't stored; other modes may take another shape's choice, which is no
-fair rival. `--budget` is asked between rows: a row that has begun is finished.
+FLA 0.6 tunes itself at a new width for minutes. `tune_fla.py` does that once, and --fla-choices lets it choose the same
+again; what isn't stored there is still tuned. `--budget` is asked between rows: a row that has begun is finished.
 
 Exit codes: 0; 1 if a row of ours is wrong or failed; 2 for a mistake in the command.
 """
@@ -60,6 +59,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="NAME", help=f"of {names}")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of gate")
     parser.add_argument("--rivals", default="auto", help='"auto" (those installed), "none", or a list: fla,flash,cudnn')
+    parser.add_argument("--fla-choices", type=Path, metavar="JSON", help="what tune_fla.py stored")
     parser.add_argument("--strength", choices=STRENGTHS, default="usual", help="logsigmoid(normal) / 16; −0.01; −8")
     parser.add_argument("--packed", action="store_true", help="also the op on the same tokens as packed sequences")
     parser.add_argument("--sweep", action="store_true", help="T 512 … 32768, gates on channels, instead of --shapes")
@@ -154,6 +154,10 @@ def main() -> int:
         ceilings = floors.measured_ceilings()
         record["ceilings"] = asdict(ceilings)
         print(f"copies {ceilings.bandwidth / 1e12:.2f} TB/s, multiplies {ceilings.rate / 1e12:.0f} TFLOP/s in bf16\n")
+        if options.fla_choices and "fla" not in record["missing"]:
+            import fla_choices  # which needs Triton's tuner
+
+            fla_choices.preset(options.fla_choices)
         present = [name for name in options.rivals if name not in record["missing"]]
         steps = plan(shapes, kinds, present, options.packed)
         good = run(steps, options.strength, ceilings, record, options.out, start + options.budget)

@@ -1,20 +1,18 @@
 """Lets flash-linear-attention tune its kernels at the benchmark's sizes once, and stores what it chose.
 
-    python benchmarks/tune_fla.py --jobs 16 --out fla_choices
-    FLA_CACHE_MODE=strict FLA_CONFIG_DIR=fla_choices python benchmarks/op.py
+    python benchmarks/tune_fla.py --jobs 16 --out fla.json
+    python benchmarks/op.py --fla-choices fla.json
 
 FLA 0.6 tries up to 260 candidates when it meets a new width, one after the other: minutes. Here `--jobs` processes
 compile them beforehand into Triton's cache, each its share, on short sequences; then one process times them, by FLA's
-own tuner at the size that counts, `--rep` milliseconds each. What the folder of --out holds already is kept, and not
-tuned again.
+own tuner at the size that counts, `--rep` milliseconds each. What the file of --out knows already is kept and not tuned
+again, but compiled, so that a command on the same machine finds it in Triton's cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
-import json
 import os
 import sys
 import time
@@ -22,12 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("FLA_CACHE_MODE", "strict")  # before FLA is imported, which reads it then
-
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import fla_choices
 import rivals
 import triton
 from shapes import KINDS, SHAPES, Shape, inputs
@@ -57,6 +54,8 @@ def tune(shape: Shape, kind: str, bench: Callable[..., Any], share: tuple[int, i
     run = Autotuner.run
 
     def run_share(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if fla_choices.recall(self, args, kwargs):
+            return run(self, *args, **kwargs)
         whole, self.do_bench = self.configs, bench
         part, parts = share
         try:
@@ -80,58 +79,34 @@ def tune(shape: Shape, kind: str, bench: Callable[..., Any], share: tuple[int, i
         Autotuner.run = run
 
 
-def chosen() -> dict[str, dict[str, Any]]:
-    """What every tuner of this process has settled on, in FLA's own form: a file a kernel."""
-    from fla.ops.utils.cache import AutotuneKey
-
-    found: dict[str, dict[str, Any]] = {}
-    for tuner in (x for x in gc.get_objects() if isinstance(x, Autotuner)):
-        name = getattr(tuner, "kernel_name", None)
-        for key, config in tuner.cache.items():
-            if name is None or not key:
-                continue
-            entry = {"autotune_key": list(key), "config": {**vars(config), "pre_hook": None}}
-            file = found.setdefault(name, {"kernel_name": name, "triton_version": triton.__version__})
-            file.setdefault("autotune_entries", {})[AutotuneKey.key_hash(key)] = entry
-    return found
-
-
-def store(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, file in chosen().items():
-        path = folder / f"{name}.json"
-        before = json.loads(path.read_text()).get("autotune_entries", {}) if path.exists() else {}
-        file["autotune_entries"] = before | file["autotune_entries"]
-        path.write_text(json.dumps(file, indent=1) + "\n", encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of gate")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile beforehand")
     parser.add_argument("--rep", type=int, default=100, metavar="MS", help="that a candidate is timed for")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the choices go")
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="where the choices go")
     parser.add_argument("--share", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU here")
     if why := rivals.missing("fla"):
         parser.error(f"flash-linear-attention doesn't run here: {why}")
+    if options.out.exists():
+        fla_choices.preset(options.out)
     todo = [(SHAPES[name], kind) for name, kind in itertools.product(options.shapes, options.kinds)]
     if options.share:
         i, n = map(int, options.share.split("/"))
-        for shape, kind in todo:
+        start = i * len(todo) // n  # each elsewhere, so that no two compile the same at the same time
+        for shape, kind in todo[start:] + todo[:start]:
             tune(Shape(shape.name, shape.B, SHORT, shape.H, shape.K, shape.V), kind, once, (i, n))
         return 0
-    if options.out.exists():
-        os.environ["FLA_CONFIG_DIR"] = str(options.out)
     start = time.monotonic()
     precompile(__file__, sys.argv[1:], options.jobs)
     print(f"compiled after {time.monotonic() - start:.0f} s", flush=True)
     for shape, kind in todo:
         tune(shape, kind, briefly(options.rep))
-        store(options.out)
+        fla_choices.store(options.out, torch.cuda.get_device_name())
         print(f"{shape.name} {kind}: after {time.monotonic() - start:.0f} s", flush=True)
     return 0
 

@@ -3,15 +3,17 @@
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
+import torch
 import triton
 from triton.runtime.autotuner import Autotuner, Config
 from triton.runtime.errors import OutOfResources
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import fla_choices
 import tune_fla
 from shapes import Shape
 
@@ -25,17 +27,18 @@ class Tuner(Autotuner):
     def __init__(self, sizes, broken=()):
         self.configs = [Config({"BK": size}, num_warps=4) for size in sizes]
         self.broken, self.cache, self.tried = broken, {}, []
-        self.kernel_name, self.base_fn = "some_kernel", SimpleNamespace(__name__="some_kernel")
+        self.arg_names, self.keys, self.base_fn = ["n", "x"], ["n"], SimpleNamespace(__name__="some_kernel")
 
 
-def run(tuner):
+def run(tuner, *_):
     def tried(config):
         tuner.tried.append(config.kwargs["BK"])
         if config.kwargs["BK"] in tuner.broken:
             raise OutOfResources(1, 0, "shared memory")
         return tuner.do_bench(lambda: config.kwargs["BK"], quantiles=None)[0]
 
-    tuner.cache[KEY] = min(tuner.configs, key=tried)
+    if KEY not in tuner.cache:
+        tuner.cache[KEY] = min(tuner.configs, key=tried)
 
 
 @pytest.fixture
@@ -44,7 +47,9 @@ def op(monkeypatch):
 
     def use(tuner):
         monkeypatch.setattr(Autotuner, "run", run)
-        monkeypatch.setattr(tune_fla.rivals, "load", lambda *_: lambda q, *_rest: (tuner.run(), q * 1.0)[1])
+        monkeypatch.setattr(
+            tune_fla.rivals, "load", lambda *_: lambda q, *_rest: (tuner.run(64, q.bfloat16()), q * 1.0)[1]
+        )
         monkeypatch.setattr(tune_fla, "inputs", lambda shape, kind, strength, _: _inputs(shape, kind, strength, "cpu"))
         monkeypatch.setattr(tune_fla.torch.cuda, "synchronize", lambda: None)
         return tuner
@@ -74,22 +79,42 @@ def test_where_nothing_runs_it_says_so(op):
         tune_fla.tune(SMALL, "none", bench, (0, 1)) if op(Tuner([16], broken=(16,))) else None
 
 
-def test_what_was_chosen_is_stored_beside_what_was_stored_before(op, tmp_path, monkeypatch):
-    cache = ModuleType("fla.ops.utils.cache")
-    cache.AutotuneKey = SimpleNamespace(key_hash=lambda key: "-".join(map(str, key)))
-    for name in ("fla", "fla.ops", "fla.ops.utils"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, "fla.ops.utils.cache", cache)
-    file = tmp_path / "choices" / "some_kernel.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps({"autotune_entries": {"old": {}}}))
+def test_what_was_chosen_is_stored_beside_what_was_stored_before_and_chosen_again(op, tmp_path, monkeypatch):
+    monkeypatch.setattr(fla_choices, "_known", {})
+    file = tmp_path / "choices.json"
+    old = {"device": "a GPU", "triton": triton.__version__, "choices": {"other_kernel": [[[16], {"num_warps": 1}]]}}
+    file.write_text(json.dumps(old))
     tuner = op(Tuner([64, 16]))
     tune_fla.tune(SMALL, "none", bench)
-    tune_fla.store(file.parent)
-    stored = json.loads(file.read_text())
-    assert stored["triton_version"] == triton.__version__ and set(stored["autotune_entries"]) == {
-        "old",
-        "64-torch.bfloat16",
-    }
-    assert stored["autotune_entries"]["64-torch.bfloat16"]["config"]["kwargs"] == {"BK": 16}
-    assert tuner.cache[KEY].num_warps == 4
+    fla_choices.store(file, "a GPU")
+    stored = json.loads(file.read_text())["choices"]
+    assert stored["other_kernel"] == old["choices"]["other_kernel"]
+    (entry,) = stored["some_kernel"]
+    assert entry[0] == list(KEY) and entry[1]["kwargs"] == {"BK": 16}
+
+    del tuner
+    fla_choices.preset(file)
+    again = op(Tuner([64, 32, 16]))
+    tune_fla.tune(SMALL, "none", bench, (1, 3))
+    assert again.tried == [] and again.cache[KEY].kwargs == {"BK": 16} and again.cache[KEY].num_warps == 4
+
+
+def test_the_key_is_what_triton_tunes_for(monkeypatch):
+    """Compared with the key under which Triton's own tuner keeps its choice."""
+    kernel = SimpleNamespace(__name__="kernel", run=lambda *args, **kwargs: None)
+    tuner = Autotuner.__new__(Autotuner)
+    tuner.arg_names, tuner.keys, tuner.cache = ["x", "y", "n", "WIDE"], ["n", "WIDE"], {}
+    tuner.configs, tuner.base_fn, tuner.fn = [Config({"BK": 1}), Config({"BK": 2})], kernel, kernel
+    tuner.perf_model, tuner.early_config_prune, tuner.cache_results = None, None, False
+    tuner.pre_hook = tuner.post_hook = lambda *args, **kwargs: None
+    tuner.do_bench = lambda call, quantiles: [1.0, 1.0, 1.0]
+    args, kwargs = (torch.ones(2), torch.ones(2).bfloat16()), {"n": 3, "WIDE": True, "grid": (1,)}
+    fla_choices._run(tuner, *args, **kwargs)
+    assert list(tuner.cache) == [fla_choices.key_of(tuner, args, kwargs)]
+
+
+def test_choices_of_another_triton_are_refused(tmp_path):
+    file = tmp_path / "choices.json"
+    file.write_text(json.dumps({"device": "a GPU", "triton": "0.1", "choices": {}}))
+    with pytest.raises(ValueError, match="chosen with Triton 0"):
+        fla_choices.preset(file)
