@@ -119,21 +119,23 @@ def block(p, row, col, width, m_r, m_c, DESC: tl.constexpr):
 
 
 @triton.jit
-def across(p, row, col, width, m_t, m_k, DESC: tl.constexpr, WHOLE: tl.constexpr):
-    """`block`, transposed `[BK, BT]`, zero in rows past the sequence's end."""
-    b = tl.trans(block(p, row, col, width, m_t, m_k, DESC))
+def ended(b, m_t, DESC: tl.constexpr, WHOLE: tl.constexpr):
+    """A transposed `block`, zero in rows past the sequence's end."""
     if DESC and not WHOLE:
         b = tl.where(m_t[None, :], b, 0.0).to(b.dtype)
     return b
 
 
 @triton.jit
+def across(p, row, col, width, m_t, m_k, DESC: tl.constexpr, WHOLE: tl.constexpr):
+    """`[BK, BT]` of a matrix whose rows are those of the tile."""
+    return ended(tl.trans(block(p, row, col, width, m_t, m_k, DESC)), m_t, DESC, WHOLE)
+
+
+@triton.jit
 def beside(p, row, col, width, m_k, m_t, DESC: tl.constexpr, WHOLE: tl.constexpr):
-    """`across` of a matrix that is transposed already."""
-    b = block(p, row, col, width, m_k, m_t, DESC)
-    if DESC and not WHOLE:
-        b = tl.where(m_t[None, :], b, 0.0).to(b.dtype)
-    return b
+    """`[BK, BT]` of a matrix that is transposed already."""
+    return ended(block(p, row, col, width, m_k, m_t, DESC), m_t, DESC, WHOLE)
 
 
 @triton.jit

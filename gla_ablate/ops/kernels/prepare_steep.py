@@ -14,6 +14,7 @@ import triton.language as tl
 from gla_ablate.ops.kernels.common import across, locate, store
 from gla_ablate.ops.kernels.decay import between, centred, clipped, gates, half_sums, is_later, matrices, summed
 from gla_ablate.ops.kernels.parts import parts, product, turned
+from gla_ablate.ops.kernels.prepare import keep_decay
 
 
 @triton.jit
@@ -65,9 +66,7 @@ def half_scores(
         if i_q % GROUP == 0:
             store(kg, tl.trans(b_s), tile * BT + own, i_k * BK, K, m_i, m_k, DESC)
             if LATE or not HALVED:
-                tl.store(decay + tile * K + o_k, early * late, mask=m_k)
-                tl.store(halves + 2 * tile * K + o_k, early, mask=m_k)
-                tl.store(halves + (2 * tile + 1) * K + o_k, late, mask=m_k)
+                keep_decay(decay, halves, early, late, tile, o_k, K)
         # the later half of every 2w rows with the earlier: one tile holds both factors, each with the decay to where
         # they meet, both exponents ≤ 0
         for level in tl.static_range(INNER):
