@@ -32,6 +32,8 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, takes: str
         check_tensor(name, x, q)
         if x.dim() != dimensions:
             raise ValueError(f"{name}: got shape {shape(x)}, takes {takes}")
+    if not q.shape[-2]:
+        raise ValueError(f"q: got shape {shape(q)}, takes at least one head")
     if k.shape != q.shape:
         heads, own = q.shape[-2], k.shape[-2]
         if (*k.shape[:-2], k.shape[-1]) != (*q.shape[:-2], q.shape[-1]) or not own or heads % own:

@@ -58,7 +58,8 @@ def gated_linear_attention(
 
     Args:
         q: `[B, T, G·H, K]`, k: `[B, T, H, K]`, v: `[B, T, H, V]`; K and V from 1 to 512, any T ≥ 0. Each head of k, v,
-            g and the state serves G ≥ 1 heads of q, one after the other (grouped heads; nothing is repeated in memory).
+            g and the state serves G ≥ 1 heads of q, one after the other (grouped heads). The kernels repeat none of
+            them; the gradients of k, v and g are sums of G parts, those of 16-bit k and v of parts in 16 bits.
             float32, bfloat16, float16, or float64 (torch backend). Under autocast they are cast as a matrix product's
             operands would be; else mixed dtypes are promoted. The products of 16-bit inputs accumulate in fp32.
         g: log forget gate ≤ 0, computed with in fp32 (fp64 for fp64 inputs): None, `[H]` (one fixed decay a head),

@@ -30,6 +30,7 @@ REFUSED = {
     "q a list": ({"q": [1.0]}, "q: got list"),
     "k of other heads": ({"k": torch.randn(B, T, H + 1, K)}, "k: got shape .* fewer heads that divide"),
     "k of heads that don't divide q's": ({"k": torch.randn(B, T, H - 1, K)}, "k: got shape .* fewer heads that divide"),
+    "q without heads": ({"q": torch.randn(B, T, 0, K)}, "q: got shape .* at least one head"),
     "k without heads": ({"k": torch.randn(B, T, 0, K), "v": torch.randn(B, T, 0, V), "g": None}, "k: got shape"),
     "k of another width": ({"k": torch.randn(B, T, H, K + 1)}, "k: got shape"),
     "v of q's heads, k of fewer": ({"k": torch.randn(B, T, 1, K)}, r"v: got shape .* to go with k"),

@@ -101,7 +101,9 @@ GROUPED = [
         *(((8, "strong", {"T": 512, "H": 1, "K": 256, "V": 256, "chunk": 128}),) if GPU else ()),
     )
 ]
-AGAIN = [replace(Case(kind=kind, strength="turning", recompute=True), chunk=32) for kind in KINDS]
+AGAIN = [replace(Case(kind=kind, strength="turning", recompute=True), chunk=32) for kind in KINDS] + [
+    replace(LONG[-1], group=2, recompute=True, lengths=())
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -153,9 +155,13 @@ def test_what_the_forward_pass_did_not_keep_is_formed_anew(case: Case, dtype: to
 
 
 SMALL = [
-    replace(Case(kind=kind, strength=strength), T=150, K=40, V=24, chunk=chunk, lengths=lengths)
+    replace(Case(kind=kind, strength=strength), T=150, K=40, V=24, chunk=chunk, lengths=lengths, group=group)
     for kind in KINDS
-    for strength, chunk, lengths in (("turning", 256, ()), ("usual", 128, (70, 0, 80)))
+    for strength, chunk, lengths, group in (
+        ("turning", 256, (), 1),
+        ("usual", 128, (70, 0, 80), 1),
+        ("turning", 128, (), 2),
+    )
 ]
 
 

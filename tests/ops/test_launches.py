@@ -98,6 +98,27 @@ def test_grouped_heads_repeat_nothing(kind: str, launches: list[tuple[str, dict[
             assert got is None or getattr(got, "base", got).shape[1] == CASE.H
 
 
+@pytest.mark.parametrize(
+    ("strength", "seen", "steep"), [("strong", 1, 1), ("weak", 0, 0), ("uneven", 0, 1), ("resets", 1, 1)]
+)
+def test_the_first_look_finds_what_the_first_channels_show(
+    strength: str, seen: int, steep: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = leaves(Case(strength=strength, T=96, chunk=32), torch.float32)
+    found: dict[str, Tensor] = {}
+    real = calls.launch
+
+    def look_on(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
+        real(kernel, grid, key, **arguments)
+        if "steep" in arguments:
+            found.setdefault(kernel.fn.__name__, arguments["steep"].clone())
+
+    monkeypatch.setattr(calls, "launch", look_on)
+    gated_linear_attention(*(given[name] for name in ("q", "k", "v", "g")), chunk_size=32, backend="triton")
+    assert found["survey_kernel"].unique().tolist() == [seen]
+    assert found["prepare_kernel"].unique().tolist() == [steep]
+
+
 def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -154,6 +175,8 @@ def test_a_key_names_one_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
             {"H": 1, "T": 1000},
             {"V": 20},
             {"group": 2},
+            {"H": 4},
+            {"H": 1, "T": 1000, "group": 2},
         ):
             for dtype in (torch.float32, torch.bfloat16):
                 for chunk in (16, 128):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -71,7 +71,7 @@ class Numerics:
 NUMERICS = {
     torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -13.0, 64, 256, 60.0, False),
     torch.float16: Numerics(torch.float32, "tf32", 16, -13.0, 32, 32, 60.0, False),
-    torch.float32: Numerics(torch.float32, "tf32x3", 8, -27.0, 32, 32, 6.0, True),
+    torch.float32: Numerics(torch.float32, "tf32x3", 8, -27.0, 32, 32, 4.0, True),
 }
 TL_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -133,6 +133,15 @@ class Call:
     def group(self) -> int:
         """Query heads that share a head of k, v and g."""
         return self.q.shape[2] // self.k.shape[2]
+
+    @cached_property
+    def ungrouped(self) -> Call:
+        """The call as it is for k and v, with as many heads in place of q's."""
+        if self.group == 1:
+            return self
+        call = replace(self, q=self.k)
+        vars(call)["tables"] = self.tables  # which cost launches
+        return call
 
     @property
     def sequences(self) -> int:

@@ -81,7 +81,7 @@ def is_steep(early, late, mild):
 
 @triton.jit
 def matrix(sums, i: tl.constexpr, N: tl.constexpr, BT: tl.constexpr):
-    """Of `survey_kernel`, for the first N rows. From memory: matrix units find it there without a register."""
+    """Of `survey_kernel`, for the first N rows alone. From memory: matrix units find it there without a register."""
     o_i = tl.arange(0, N)
     return tl.load(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :])
 

@@ -8,7 +8,6 @@ anew.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -68,9 +67,7 @@ def prepare(call: Call) -> Saved:
         call.run(scores_kernel, call.tiles, scores=saved.scores)
         return saved
     assert call.g is not None
-    call.launch(
-        survey_kernel, call.matrices + call.tiles * call.shape[2], sums=saved.sums, steep=saved.steep
-    )  # fmt: skip
+    call.launch(survey_kernel, call.matrices + call.tiles * call.shape[2], sums=saved.sums, steep=saved.steep)
     kept = {"decay": saved.decay, "halves": saved.halves, "scores": saved.scores, "steep": saved.steep}
     for kernel in (prepare_kernel, steep_prepare_kernel):
         n = call.half if kernel is steep_prepare_kernel else call.bt
@@ -104,8 +101,11 @@ def scan(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """o, the states at every chunk, and at the end `[N, H, K, V]`. Reversed dv, the states' gradients and the initial
     state's: of each query head its part."""
+    programs = call.sequences * pieces(call.shape[4], call.tuning(scan_kernel).bv)
+    tiles, count = segments(pieces(call.shape[1], call.bt), programs * call.heads, call.chunk // call.bt)
+    if not (reverse or keep_o):
+        call, saved = call.ungrouped, saved._replace(read=saved.write)  # query heads have no part in it
     B, T, _, K, V = call.shape
-    most = call.tuning(scan_kernel)
     a, b = (saved.write, saved.read) if reverse else (saved.read, saved.write)
     heads = call.heads if reverse else call.shape[2]
     o = x.new_empty(B, T, call.heads, V) if keep_o else None
@@ -113,17 +113,14 @@ def scan(
     end = call.new_end(heads) if keep_end else None
     start = shared_out(start, call.group) if reverse else start
     given = {**operands(call, saved, a, b, x, o), "decay": saved.decay, "REVERSE": reverse}
-    programs = call.sequences * pieces(V, most.bv)
-    tiles, count = segments(pieces(T, call.bt), programs * call.heads, call.chunk // call.bt)
     size = {"SEG": tiles, "NSEG": count}
     if count > 1:
         ends, starts = (call.new(call.sequences, count, heads, K, V, dtype=torch.float32) for _ in range(2))
         # states alone, which query heads have no part in forward
-        plain = call if reverse or call.group == 1 else replace(call, q=call.k)
-        given_plain = given if plain is call else operands(plain, saved, b, b, x, None)
+        plain = call if reverse else call.ungrouped
         plain.run(
-            scan_kernel, programs * count, **{**given, **given_plain, "o": None}, **size, start=None, states=None,
-            end=ends, HAS_START=False, STORE_STATES=False, STORE_O=False, STORE_END=True,
+            scan_kernel, programs * count, **{**given, "o": None}, **size, start=None, states=None, end=ends,
+            HAS_START=False, STORE_STATES=False, STORE_O=False, STORE_END=True,
         )  # fmt: skip
         block = call.tuning(segments_kernel)
         plain.run(
@@ -185,7 +182,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, start: Tensor | None, cu_seqlens: Tensor | None,
     scale: float, chunk: int, keep_end: bool, keep_states: bool,
 ) -> tuple[Tensor, Tensor | None, Saved]:  # fmt: skip
-    """o `[B, T, H, V]`, the final state if asked for, and what `backward` takes."""
+    """o `[B, T, HQ, V]`, the final state if asked for, and what `backward` takes."""
     with torch.cuda.device_of(q):
         call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start,))
         saved = prepare(call)
