@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,8 +20,9 @@ from rich.console import Console
 
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Experiment, Trial, load_experiment, record, trials
-from gla_ablate.status import write_json
+from gla_ablate.status import read_json, write_json
 
+HOLDER = "run.holder.json"  # who holds run.lock
 WIDTH_OF_A_LOG = 160  # columns of a table that isn't printed on a terminal
 
 
@@ -113,11 +116,15 @@ def _launch(experiment: Experiment, grid: list[Trial], folder: Path, jobs: int |
         lock = FileLock(folder / "run.lock")
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ConfigError(f"{folder}: another run.py is at work here") from error
+        holder = read_json(folder / HOLDER) or {}
+        who = " ".join(f"{name} {holder[name]}" for name in ("process", "on", "since") if name in holder)
+        raise ConfigError(f"{folder}: another run.py is at work here{who and f' ({who})'}") from error
     except OSError as error:
         raise ConfigError(f"--out: {folder}: {(error.strerror or str(error)).lower()}") from error
     with lock:
-        todo = prepare(grid, folder)
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        write_json(folder / HOLDER, {"process": os.getpid(), "on": platform.node(), "since": now})
+        todo = prepare(grid, folder, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
         _record(experiment, grid, folder)
         slots = divide(jobs)
         done = len(grid) - len(todo)

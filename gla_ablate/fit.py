@@ -10,26 +10,28 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gla_ablate.config import Config
 from gla_ablate.data.module import DataModule
 from gla_ablate.errors import ConfigError
+from gla_ablate.interruption import Interruption
 from gla_ablate.model import count_parameters, flops_per_token, state_size
 from gla_ablate.module import AblationModule
 from gla_ablate.ops import resolve_backend
+from gla_ablate.resume import AtomicCheckpointIO, Checkpoints, Point, last, seed_generators, take_up
 from gla_ablate.stamp import device_name, stamp
-from gla_ablate.status import Status, write_json
+from gla_ablate.status import Status, read_json, write_json
 from gla_ablate.tracking import GateStatistics, MetricsCSV, TrainingLog, declare_hparams
 
 
-def fit(config: Config, folder: Path, status: Status) -> dict[str, Any]:
+def fit(config: Config, folder: Path, status: Status, interruption: Interruption) -> dict[str, Any]:
     """Train, validate and return what `result.json` shall hold.
 
-    Writes `stamp.json`, `metrics.csv`, `tensorboard/` and `checkpoints/last.ckpt`, the last after each validation.
-    Raises `ConfigError` for a precision or backend that the device lacks, `NonFinite` for a loss that isn't finite, and
-    whatever a gate or a data source raises.
+    Writes `stamp.json`, `metrics.csv`, `tensorboard/` and `checkpoints/last.ckpt`, the last after each validation and
+    when interrupted; goes on from it if there is one. Raises `Interrupted` as `interruption` asks for it, `ConfigError`
+    for a precision or backend that the device lacks, `NonFinite` for a loss that isn't finite, and whatever a gate or a
+    data source raises.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints would fill half the trial's log
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # reading packed rows costs less than a worker
@@ -45,22 +47,22 @@ def fit(config: Config, folder: Path, status: Status) -> dict[str, Any]:
     data = DataModule(config.data, config.seed)
     data.prepare_data()
     identity = data.source.stamp()
-    write_json(folder / "stamp.json", stamp(device, backend, precision, identity))
-    torch.manual_seed(config.seed)  # for a gate that draws while it runs: weights and batches have streams of their own
+    point = take_up(folder, config)
+    write_stamp(folder, stamp(device, backend, precision, identity), point)
+    seed_generators(config.seed)  # for a gate that draws while it runs: weights and batches have streams of their own
     module = AblationModule(config)
 
-    csv = MetricsCSV(folder / "metrics.csv")
-    tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, flush_secs=10)
-    declare_hparams(tensorboard, config)
+    csv = MetricsCSV(folder / "metrics.csv", go_on=point is not None)
+    tensorboard = TensorBoardLogger(
+        folder, name="", version="tensorboard", default_hp_metric=False, flush_secs=10,
+        purge_step=point and point.step + 1,  # for a TensorBoard that has read on from there
+    )  # fmt: skip
+    declare_hparams(tensorboard, config, fresh=point is None)
     log = TrainingLog(config.trainer.log_every, status.progress)
-    checkpoint = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="last",
-        every_n_epochs=1,
-        save_on_train_epoch_end=False,  # after each validation instead
-        auto_insert_metric_name=False,
-        enable_version_counter=False,  # one file, replaced
-    )
+    checkpoints = Checkpoints(folder, config.trainer.val_every, interruption, status)
+    if point:
+        status.before = point.seconds
+        print(f"going on from step {point.step}", flush=True)
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
@@ -71,14 +73,18 @@ def fit(config: Config, folder: Path, status: Status) -> dict[str, Any]:
         num_sanity_val_steps=0,
         gradient_clip_val=config.optim.grad_clip,
         logger=[csv, tensorboard],
-        callbacks=[log, GateStatistics(config.data["seq_len"]), checkpoint],
+        callbacks=[log, GateStatistics(config.data["seq_len"]), checkpoints],
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,  # by Lightning's own callback
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, data)
-    if config.trainer.max_steps % config.trainer.val_every:  # else the last step has been validated and saved
-        trainer.validate(module, data, verbose=False)
-        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    with interruption.deferred():
+        trainer.fit(module, data, ckpt_path=last(folder) if point else None, weights_only=True)
+        if config.trainer.max_steps % config.trainer.val_every and not (point and point.complete):
+            checkpoints.restore_generators()  # if no step was left to train
+            trainer.validate(module, data, verbose=False)  # else the last step has been validated and saved
+            checkpoints.save(trainer, complete=True)
     tensorboard.experiment.flush()
 
     vocab_size = data.source.vocab_size
@@ -96,6 +102,14 @@ def fit(config: Config, folder: Path, status: Status) -> dict[str, Any]:
         "device": device_name(device),
         "data": identity,
     }
+
+
+def write_stamp(folder: Path, made: dict[str, Any], point: Point | None) -> None:
+    """`stamp.json`: of the process that began the trial and, under "resumed", of those that went on with it."""
+    before = read_json(folder / "stamp.json") if point else None
+    if point and before:
+        made = before | {"resumed": [*before.get("resumed", []), {"step": point.step, **made}]}
+    write_json(folder / "stamp.json", made)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -18,6 +19,24 @@ def write_json(path: Path, value: Any) -> None:
     unfinished.replace(path)
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`; None if there is none, or nothing that makes sense."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, out of the way and not lost; its new path."""
+    for i in itertools.count():
+        aside = path.with_name(f"{path.name}.damaged{i or ''}")
+        if not aside.exists():
+            break
+    return path.rename(aside)
+
+
 class Status:
     """The status of the trial that runs in this process, written to `path` at most `1 / every` times a second.
 
@@ -31,13 +50,15 @@ class Status:
         self.max_steps = 0
         self.loss: float | None = None
         self.tokens_per_s: float | None = None
+        self.before = 0.0  # seconds of attempts that this one goes on from
         self._started = datetime.now(UTC)
         self._written = -math.inf
         self.write("running")
 
     @property
     def seconds(self) -> float:
-        return (datetime.now(UTC) - self._started).total_seconds()
+        """That training took, all attempts together."""
+        return self.before + (datetime.now(UTC) - self._started).total_seconds()
 
     def progress(self, step: int, loss: float | None, tokens_per_s: float | None) -> None:
         """Called after each step; costs a look at the clock between writes."""

@@ -6,6 +6,7 @@ from 0 and does work on every step, while here the device is waited for only eve
 
 from __future__ import annotations
 
+import csv
 import math
 import time
 from collections.abc import Callable
@@ -40,11 +41,16 @@ def log_metrics(trainer: L.Trainer, metrics: dict[str, float]) -> None:
 class MetricsCSV(Logger):
     """`metrics.csv` in long form, `step,metric,value`, in full precision, flushed as it comes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, go_on: bool = False) -> None:
+        """`go_on`: with what is there already."""
         super().__init__()
-        self._file = path.open("w", buffering=1)
-        self._file.write("step,metric,value\n")
         self.last: dict[str, float] = {}  # metric → the value logged last
+        if go_on:
+            with path.open() as file:
+                self.last = {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+        self._file = path.open("a" if go_on else "w", buffering=1)
+        if not go_on:
+            self._file.write("step,metric,value\n")
 
     @property
     def name(self) -> str:
@@ -75,7 +81,8 @@ class TrainingLog(L.Callback):
         self.progress = progress
         self.tokens = 0  # trained on so far
         self.rates: list[float] = []  # tokens/s of each interval between two logs
-        self._losses: list[Tensor] = []  # of the steps since the last log, on the device
+        self._earlier: list[float] = []  # losses of steps since the last log that an earlier process did
+        self._losses: list[Tensor] = []  # of the others since then, on the device
         self._loss: float | None = None
         self._clock = Stopwatch()
         self._tokens_at_log = 0
@@ -99,8 +106,8 @@ class TrainingLog(L.Callback):
         self.progress(step, self._loss, self.rates[-1] if self.rates else None)
 
     def _log(self, trainer: L.Trainer, module: Any) -> None:
-        losses = torch.stack(self._losses).tolist()  # the one place where the host waits for the device
-        self._losses.clear()
+        losses = self._since_the_last()
+        self._earlier, self._losses = [], []
         for step, loss in enumerate(losses, start=trainer.global_step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise NonFinite("loss", loss, step)
@@ -119,6 +126,25 @@ class TrainingLog(L.Callback):
             flush=True,
         )
 
+    def _since_the_last(self) -> list[float]:
+        """The losses of the steps since the last log: where the host waits for the device."""
+        return self._earlier + (torch.stack(self._losses).tolist() if self._losses else [])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "rates": self.rates,
+            "losses": self._since_the_last(),
+            "loss": self._loss,
+            "tokens_at_log": self._tokens_at_log,
+            "seconds": self._clock.seconds(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tokens, self.rates, self._earlier = state["tokens"], list(state["rates"]), list(state["losses"])
+        self._loss, self._tokens_at_log = state["loss"], state["tokens_at_log"]
+        self._clock = Stopwatch(state["seconds"])
+
     @property
     def tokens_per_s(self) -> float:
         """Median over the intervals between logs; the first, which holds the warm-up, only counts if it is alone."""
@@ -128,9 +154,12 @@ class TrainingLog(L.Callback):
 class Stopwatch:
     """Seconds that it ran since the last lap."""
 
-    def __init__(self) -> None:
-        self._seconds = 0.0
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
         self._started: float | None = None
+
+    def seconds(self) -> float:
+        return self._seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def start(self) -> None:
         """Go on, if stopped."""
@@ -232,8 +261,8 @@ def memory_length(g: Tensor, cap: int) -> Tensor:
     return g.abs().reciprocal().clamp(max=cap)
 
 
-def declare_hparams(logger: TensorBoardLogger, config: Config) -> None:
-    """Enter the trial in TensorBoard's HParams tab, with `hparams_metrics` as its metrics.
+def declare_hparams(logger: TensorBoardLogger, config: Config, fresh: bool = True) -> None:
+    """Enter the trial in TensorBoard's HParams tab, with `hparams_metrics` as its metrics, unless it is there already.
 
     Lightning's `log_hyperparams` would log a value along with it, a stray point before there is a metric.
     """
@@ -241,6 +270,8 @@ def declare_hparams(logger: TensorBoardLogger, config: Config) -> None:
 
     params = flat_hparams(config)
     logger.hparams.update(params)  # for the hparams.yaml that the logger writes beside its events
+    if not fresh:
+        return
     writer = logger.experiment._get_file_writer()
     for summary in hparams(params, dict.fromkeys(hparams_metrics(build_source(config.data).bytes_per_token), 0.0)):
         writer.add_summary(summary)

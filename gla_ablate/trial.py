@@ -1,8 +1,9 @@
 """One trial in one process on one run folder: `python -m gla_ablate.trial RUN_FOLDER`.
 
-Reads `config.yaml` in the folder and trains it from the start; whatever an earlier, unfinished attempt left is removed.
-A finished trial is left alone. Exit code 0: finished, 1: failed, 130: interrupted by SIGINT or SIGTERM; `status.json`
-holds the reason, the caller keeps what is printed. A trial is done when `result.json` is there and the status says so.
+Reads `config.yaml` in the folder and trains it, from the last checkpoint of an earlier, unfinished attempt if there is
+one (`resume`). A finished trial is left alone. Exit code 0: finished, 1: failed, 130: interrupted by SIGINT or SIGTERM,
+with a checkpoint saved if training had begun; `status.json` holds the reason, the caller keeps what is printed. A trial
+is done when `result.json` is there and the status says so.
 
 With `GLA_ABLATE_PARENT` set to the parent's process id, the trial ends when its parent does.
 """
@@ -10,24 +11,18 @@ With `GLA_ABLATE_PARENT` set to the parent's process id, the trial ends when its
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import shutil
 import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from gla_ablate.status import Status, write_json
+from gla_ablate.interruption import Interrupted, Interruption
+from gla_ablate.status import Status, read_json, write_json
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM came. Not an `Exception`, so that nothing on the way takes it for an error of the trial."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,8 +49,8 @@ def run_trial(folder: Path) -> int:
     if is_finished(folder):
         print(f"{folder}: finished already")
         return 0
-    raise_on_signals()
-    remove_attempt(folder)
+    interruption = Interruption()
+    interruption.install()
     status = Status(folder / "status.json")
     try:
         # Late, so that the seconds of importing Lightning pass with a status to see and signals handled.
@@ -66,7 +61,7 @@ def run_trial(folder: Path) -> int:
 
         if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
             torch.set_num_threads(int(threads))
-        result = fit(read_config(folder / "config.yaml"), folder, status)
+        result = fit(read_config(folder / "config.yaml"), folder, status, interruption)
         write_json(folder / "result.json", result)
         status.write("finished")
     except Interrupted as signalled:
@@ -97,32 +92,8 @@ def failure(error: Exception) -> str:
 
 def is_finished(folder: Path) -> bool:
     """Whether the trial in `folder` has its result."""
-    status = folder / "status.json"
-    if not (status.is_file() and (folder / "result.json").is_file()):
-        return False
-    return json.loads(status.read_text(encoding="utf-8"))["status"] == "finished"
-
-
-def remove_attempt(folder: Path) -> None:
-    """Remove what an unfinished attempt recorded: its curves would mix with the new ones."""
-    for name in ("metrics.csv", "stamp.json", "result.json"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("tensorboard", "checkpoints"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def raise_on_signals() -> None:
-    """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones don't disturb the clearing up."""
-    raised = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal raised
-        if not raised:
-            raised = True
-            raise Interrupted(signal.Signals(number).name)
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
+    status, result = read_json(folder / "status.json"), read_json(folder / "result.json")
+    return status is not None and status.get("status") == "finished" and result is not None and "metrics" in result
 
 
 def die_with_parent() -> None:

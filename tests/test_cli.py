@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -141,6 +142,38 @@ def test_one_run_at_a_time_owns_an_experiments_folder(tmp_path, capsys):
     with FileLock(tmp_path / "runs" / "t" / "run.lock"):
         assert main([str(write(tmp_path / "t.yaml", TINY)), "--out", str(tmp_path / "runs")]) == 2
     assert "another run.py is at work here" in capsys.readouterr().err
+
+
+def test_a_second_run_says_who_is_at_work(tmp_path):
+    first = run_py(write(tmp_path / "t.yaml", TINY), "--out", tmp_path / "runs", start_new_session=True)
+    try:
+        held = tmp_path / "runs" / "t" / "run.holder.json"
+        deadline = time.monotonic() + 60
+        while not held.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = run_py(tmp_path / "t.yaml", "--out", tmp_path / "runs")
+        out, err = second.communicate(timeout=60)
+        assert second.returncode == 2 and out == ""
+        since = json.loads(held.read_text())["since"]
+        assert f"at work here (process {first.pid} on {platform.node()} since {since})" in " ".join(err.split())
+        assert first.wait(120) == 0
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_lock_whose_holder_was_killed_is_taken_over(tmp_path):
+    first = run_py(write(tmp_path / "t.yaml", TINY), "--out", tmp_path / "runs", start_new_session=True)
+    held = tmp_path / "runs" / "t" / "run.holder.json"
+    deadline = time.monotonic() + 60
+    while not held.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    second = run_py(tmp_path / "t.yaml", "--out", tmp_path / "runs")
+    second.communicate(timeout=120)
+    assert second.returncode == 0
+    assert json.loads(held.read_text())["process"] == second.pid
 
 
 def test_a_report_follows_the_experiment_as_it_is_now(tmp_path, monkeypatch):

@@ -74,9 +74,13 @@ def finished(tmp_path_factory) -> Path:
         (folder / "status.json").write_text('{"status": "interrupted"}')
         (folder / "result.json").write_text("{}")
         (folder / "metrics.csv").write_text("step,metric,value\n1,stale,1.0\n")
-        for name in ("tensorboard", "checkpoints"):
-            (folder / name).mkdir()
-            (folder / name / "stale").write_text("")
+        for name, file in (
+            ("tensorboard", "events.stale"),
+            ("checkpoints", "last.ckpt"),
+            ("checkpoints", ".last.ckpt.7"),
+        ):
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / file).write_text("")
         assert run(folder) == 0
         yield folder
 
@@ -93,9 +97,9 @@ def test_finished_trial_has_the_files_of_the_contract_and_nothing_of_the_attempt
         "tensorboard",
         "trial.lock",
     }
-    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"last.ckpt", "last.ckpt.damaged"}
     assert "stale" not in metrics(finished)
-    assert not (finished / "tensorboard" / "stale").exists()
+    assert not (finished / "tensorboard" / "events.stale").exists()
 
 
 def test_curves_stand_at_the_steps_done_and_validation_also_at_the_end(finished):

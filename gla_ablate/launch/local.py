@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from gla_ablate.config import write_config
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import View
+from gla_ablate.status import read_json, set_aside
 from gla_ablate.trial import is_finished
 
 POLL = 0.1  # seconds between looks at the processes
@@ -60,12 +61,16 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def prepare(trials: list[Trial], folder: Path) -> list[Trial]:
-    """Make the folders of `trials` under `folder`, and return those that have to run. A finished one isn't touched."""
+def prepare(trials: list[Trial], folder: Path, say: Callable[[str], None] = print) -> list[Trial]:
+    """Make the folders of `trials` under `folder`, and return those that have to run. A finished one isn't touched;
+    what is damaged is set aside, and said."""
     todo = [trial for trial in trials if not is_finished(folder / trial.id)]
     for trial in todo:
         home = folder / trial.id
         home.mkdir(parents=True, exist_ok=True)
+        for name, key in (("status.json", "status"), ("result.json", "metrics")):
+            if (home / name).exists() and key not in (read_json(home / name) or {}):
+                say(f"{set_aside(home / name)}: damaged, so set aside; the trial runs again")
         write_config(trial.config, home / "config.yaml")
         State(max_steps=trial.config.trainer.max_steps).write(home)
     return todo
@@ -117,7 +122,7 @@ def _start(home: Path, slot: dict[str, str], command: tuple[str, ...]) -> subpro
         "PYTHONUNBUFFERED": "1",
         "GLA_ABLATE_PARENT": str(os.getpid()),
     }
-    with open(home / "log.txt", "wb") as log:
+    with open(home / "log.txt", "ab") as log:
         return subprocess.Popen(
             [*command, str(home)],
             env=env,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from gla_ablate.status import write_json
+from gla_ablate.status import read_json, write_json
 
 
 @dataclass
@@ -26,12 +25,9 @@ class State:
 
     @classmethod
     def read(cls, folder: Path) -> State:
-        """The state of the trial in `folder`; queued if nothing is there."""
-        path = folder / "status.json"
-        if not path.is_file():
-            return cls()
+        """The state of the trial in `folder`; queued if nothing is there, or nothing that makes sense."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k in known})
+        return cls(**{k: v for k, v in (read_json(folder / "status.json") or {}).items() if k in known})
 
     def write(self, folder: Path) -> None:
         write_json(folder / "status.json", asdict(self))

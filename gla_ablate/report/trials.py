@@ -7,7 +7,6 @@ A trial that still runs may be read: a half-written last line of `metrics.csv` i
 from __future__ import annotations
 
 import io
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from gla_ablate.errors import ConfigError, nearest
+from gla_ablate.status import read_json
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Experiment:
 
 def load(folder: Path) -> Experiment:
     """The experiment in `folder`; `ConfigError` if there is none."""
-    record = read_json(folder / "experiment.json")
+    record = read_json(folder / "experiment.json") or {}
     if not record:
         raise ConfigError(
             f"{folder}: no experiment.json here, so there is nothing to report (run the experiment first)"
@@ -89,7 +89,7 @@ def load(folder: Path) -> Experiment:
 
 def load_trial(folder: Path, id: str, point: dict[str, Any], seed: int, settings: Settings) -> Trial:
     """The trial in `folder`, which need not exist yet."""
-    result, stamp, progress = (read_json(folder / name) for name in ("result.json", "stamp.json", "status.json"))
+    result, stamp, progress = (read_json(folder / name) or {} for name in ("result.json", "stamp.json", "status.json"))
     metrics = read_metrics(folder / "metrics.csv")
     by_tag = dict(iter(metrics.groupby("metric")[["step", "value"]]))
     value, step, trouble = pick(by_tag.get(settings.metric), settings)
@@ -149,8 +149,3 @@ def read_metrics(path: Path) -> pd.DataFrame:
     frame = pd.read_csv(io.StringIO(whole_lines), dtype={"step": "int64"}, converters={"value": float})  # exact
     frame["value"] = frame["value"].astype("float64")  # a frame without rows has no types yet
     return frame.sort_values("step", kind="stable", ignore_index=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`, or an empty one if there is no such file (its writers replace it whole)."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

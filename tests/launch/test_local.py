@@ -30,7 +30,7 @@ def status(status, **more):
 status("running", step=3, loss=1.5)
 print("hello from", folder.name)
 """
-FINISH = 'status("finished", step=9, loss=1.25); (folder / "result.json").write_text("{}")\n'
+FINISH = 'status("finished", step=9, loss=1.25); (folder / "result.json").write_text(\'{"metrics": {}}\')\n'
 BEHAVIOUR = {
     "good": FINISH,
     "environment": '(folder / "env.json").write_text(json.dumps(dict(os.environ)))\n' + FINISH,
@@ -117,6 +117,20 @@ def test_a_finished_trial_is_skipped_with_its_files_untouched(launch):
     launch("good", "good-too")
     assert launch.ran == ["good-too"]
     assert {f: f.stat().st_mtime_ns for f in (launch.folder / "good").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["status.json", "result.json"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}"])
+def test_what_is_damaged_is_set_aside_and_the_trial_runs_again(launch, capsys, name, content):
+    launch("good")
+    (launch.folder / "good" / name).write_text(content)
+    launch("good")
+    assert launch.ran == ["good"] and launch.state("good").status == "finished"
+    aside = launch.folder / "good" / f"{name}.damaged"
+    assert aside.read_text() == content
+    assert capsys.readouterr().out == f"{aside}: damaged, so set aside; the trial runs again\n"
+    launch("good")
+    assert launch.ran == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,249 @@
+"""A trial that was stopped anywhere, and goes on, ends as one that never stopped: bit for bit on a CPU."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gla_ablate import resume
+from gla_ablate.config import resolve, write_config
+from gla_ablate.model import GATES, plugins
+from tests.test_trial import read, run
+
+# A gate that draws random numbers as it runs, and sends its process what GLA_TEST_SIGNAL says, "signal@call".
+PLUGIN = """
+import os
+import random
+import numpy
+import torch
+from gla_ablate.model import Gate, GateShape, register_gate
+
+@register_gate("drawing")
+class Drawing(Gate):
+    decay_shape = "[B,T,H]"
+
+    def __init__(self, shape: GateShape) -> None:
+        super().__init__()
+        self.proj, self.calls = torch.nn.Linear(shape.dim, shape.heads), 0
+
+    def forward(self, x):
+        self.calls += 1
+        number, call = os.environ.get("GLA_TEST_SIGNAL", "0@0").split("@")
+        if self.calls == int(call):
+            os.kill(os.getpid(), int(number))
+        noise = torch.rand(x.shape[:2])[..., None] + random.random() + numpy.random.rand()
+        return torch.nn.functional.logsigmoid(self.proj(x)) / 16 - 0.01 * noise
+"""
+DATA = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs": 3, "train_examples": 64}
+DATA |= {"val_tokens": 160}  # three batches
+MODEL = {"dim": 32, "layers": 1, "heads": 2, "chunk_size": 16, "gate": {"name": "drawing"}}
+TRAINER = {"max_steps": 11, "val_every": 4, "log_every": 3, "precision": "32-true"}
+OF_TIME = {"seconds", "tokens_per_s", "peak_mem_mb"}
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("plugin") / "drawing.py"
+    path.write_text(PLUGIN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GATES, "_classes", dict(GATES._classes))
+        patch.setattr(plugins, "_sha256", {})
+        yield path
+
+
+def trial(folder: Path, plugin: Path, **trainer: Any) -> Path:
+    folder.mkdir(parents=True)
+    values = {"model": MODEL, "data": DATA, "trainer": TRAINER | trainer, "plugins": [str(plugin)], "seed": 5}
+    write_config(resolve(values), folder / "config.yaml")
+    return folder
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that must be the same however often the trial stopped; fails where a step is logged twice."""
+    result = {key: value for key, value in read(folder, "result.json").items() if key not in OF_TIME}
+    result["metrics"] = {tag: value for tag, value in result["metrics"].items() if "tokens_per_s" not in tag}
+    curves: dict[str, dict[int, float]] = {}
+    with (folder / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            steps = curves.setdefault(row["metric"], {})
+            assert int(row["step"]) not in steps, row
+            steps[int(row["step"])] = float(row["value"])
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    assert set(events.Tags()["scalars"]) == set(curves)
+    for tag, steps in curves.items():
+        assert [point.step for point in events.Scalars(tag)] == list(steps), tag
+    histograms = {
+        tag: [(point.step, point.histogram_value.bucket) for point in events.Histograms(tag)]
+        for tag in events.Tags()["histograms"]
+    }
+    speed = curves.pop("train/tokens_per_s")
+    checkpoint = torch.load(resume.last(folder), weights_only=True)
+    weights = {name: x.tolist() for name, x in checkpoint["state_dict"].items()}
+    moments = [
+        {name: x.tolist() for name, x in state.items()} for state in checkpoint["optimizer_states"][0]["state"].values()
+    ]
+    return {
+        "result": result, "curves": curves, "logged": list(speed), "histograms": histograms, "weights": weights,
+        "moments": moments, "schedule": checkpoint["lr_schedulers"],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = trial(tmp_path_factory.mktemp("undisturbed") / "trial", plugin)
+    assert run(folder) == 0
+    return outcome(folder)
+
+
+# 11 steps and, after steps 4, 8 and 11, three batches of validation: 20 calls of the gate
+@pytest.mark.parametrize("call", [1, 2, 4, 5, 7, 8, 16, 17, 18, 20])
+def test_interrupted_at_any_call_it_goes_on_as_if_nothing_had_been(
+    undisturbed: dict[str, Any], plugin: Path, tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trial(tmp_path / "trial", plugin)
+    monkeypatch.setenv("GLA_TEST_SIGNAL", f"{int(signal.SIGTERM)}@{call}")
+    code = run(folder)
+    status = read(folder, "status.json")
+    if code == 130:
+        checkpoint = torch.load(resume.last(folder), weights_only=True)
+        assert checkpoint["global_step"] == status["step"] == min(call, 4) if call <= 7 else True
+        assert status["status"] == "interrupted" and status["reason"] == f"by SIGTERM at step {status['step']}"
+    else:  # nothing is left to do when the last step has been validated
+        assert (code, status["status"]) == (0, "finished") and call > 17
+    monkeypatch.delenv("GLA_TEST_SIGNAL")
+    assert run(folder) == 0
+    assert outcome(folder) == undisturbed
+
+
+@pytest.fixture
+def stopped(plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trial that was interrupted at step 7, in the middle between two validations."""
+    folder = trial(tmp_path / "trial", plugin)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLA_TEST_SIGNAL", f"{int(signal.SIGTERM)}@10")
+        assert run(folder) == 130
+    assert read(folder, "status.json")["step"] == 7
+    return folder
+
+
+class Touch:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def cut_short(folder: Path) -> None:
+    os.truncate(resume.last(folder), resume.last(folder).stat().st_size // 2)
+
+
+def emptied(folder: Path) -> None:
+    resume.last(folder).write_bytes(b"")
+
+
+def of_another_format(folder: Path) -> None:
+    checkpoint = torch.load(resume.last(folder), weights_only=True)
+    checkpoint["callbacks"][resume.KEY]["format"] = resume.FORMAT + 1
+    torch.save(checkpoint, resume.last(folder))
+
+
+def of_lightning_alone(folder: Path) -> None:
+    checkpoint = torch.load(resume.last(folder), weights_only=True)
+    del checkpoint["callbacks"][resume.KEY]
+    torch.save(checkpoint, resume.last(folder))
+
+
+def with_code(folder: Path) -> None:
+    torch.save({"state_dict": Touch(folder / "executed")}, resume.last(folder))
+
+
+def with_a_log_that_lost_its_end(folder: Path) -> None:
+    os.truncate(folder / "metrics.csv", 20)
+
+
+DAMAGE = {
+    cut_short: "can't be read",
+    emptied: "can't be read",
+    of_another_format: "its format is 2, not 1",
+    of_lightning_alone: "can't be read",
+    with_code: "can't be read",
+    with_a_log_that_lost_its_end: "metrics.csv is shorter than it was",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_checkpoint_of_no_use_is_set_aside_and_the_trial_starts_anew(
+    undisturbed: dict[str, Any], stopped: Path, damage: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    damage(stopped)
+    bytes_before = resume.last(stopped).read_bytes()
+    capfd.readouterr()
+    assert run(stopped) == 0
+    aside = stopped / "checkpoints" / "last.ckpt.damaged"
+    said = capfd.readouterr().out
+    assert f"{aside}: set aside, since" in said and DAMAGE[damage] in said
+    assert aside.read_bytes() == bytes_before
+    assert not (stopped / "executed").exists()
+    assert outcome(stopped) == undisturbed
+
+
+def test_a_checkpoint_of_another_configuration_is_set_aside(stopped: Path, plugin: Path) -> None:
+    config = (stopped / "config.yaml").read_text()
+    (stopped / "config.yaml").write_text(config.replace("seed: 5", "seed: 6"))
+    assert run(stopped) == 0
+    assert (stopped / "checkpoints" / "last.ckpt.damaged").exists()
+
+
+def test_what_a_trial_went_on_from_is_stamped_and_its_seconds_count(stopped: Path) -> None:
+    before, seconds = read(stopped, "stamp.json"), read(stopped, "status.json")["seconds"]
+    assert run(stopped) == 0
+    stamp = read(stopped, "stamp.json")
+    (again,) = stamp.pop("resumed")
+    assert stamp == before
+    assert again["step"] == 7 and set(again) == {"step", *before}
+    assert read(stopped, "result.json")["seconds"] > seconds
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    undisturbed: dict[str, Any], stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = resume.last(stopped).read_bytes()
+
+    def full(checkpoint: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.torch, "save", full)
+        assert run(stopped) == 1
+    assert read(stopped, "status.json")["reason"] == "OSError: [Errno 28] No space left on device"
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert resume.last(stopped).read_bytes() == before
+    assert run(stopped) == 0
+    assert outcome(stopped) == undisturbed
+
+
+@pytest.mark.parametrize("steps", [11, 12])  # the last with a validation of its own, or as one of the regular ones
+def test_a_trial_killed_before_it_wrote_its_result_trains_no_step_again(
+    plugin: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], steps: int
+) -> None:
+    folder = trial(tmp_path / "trial", plugin, max_steps=steps)
+    assert run(folder) == 0
+    want = outcome(folder)
+    (folder / "result.json").unlink()
+    (folder / "status.json").write_text('{"status": "running"}')
+    capfd.readouterr()
+    assert run(folder) == 0
+    assert capfd.readouterr().out == f"going on from step {steps}\n"
+    assert outcome(folder) == want
