@@ -38,6 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except OSError as error:
+        from gla_ablate.trial import disk_is_full
+
+        if not disk_is_full(error):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}no space left on the disk; the same command goes on once there is", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

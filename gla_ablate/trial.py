@@ -11,6 +11,7 @@ With `GLA_ABLATE_PARENT` set to the parent's process id, the trial ends when its
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -85,9 +86,20 @@ def failure(error: Exception) -> str:
     # torch has a class for the GPU's memory alone; its CPU allocator raises a bare RuntimeError.
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
         return "out of memory"
+    if disk_is_full(error):
+        return "no space left on the disk"
     if not isinstance(error, (NonFinite, ConfigError)):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Also where a library has made another error of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_finished(folder: Path) -> bool:

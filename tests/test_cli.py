@@ -162,6 +162,24 @@ def test_a_second_run_says_who_is_at_work(tmp_path):
         first.wait()
 
 
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise RuntimeError("of a library") from OSError(28, "No space left on device")
+
+    def full_at(*_):
+        raise OSError(28, "No space left on device", "somewhere")
+
+    file = str(write(tmp_path / "t.yaml", TINY))
+    monkeypatch.setattr("gla_ablate.launch.local.prepare", full_at)
+    assert main([file, "--out", str(tmp_path / "runs")]) == 1
+    assert capsys.readouterr().err == (
+        "error: somewhere: no space left on the disk; the same command goes on once there is\n"
+    )
+    monkeypatch.setattr("gla_ablate.launch.local.prepare", full)
+    with pytest.raises(RuntimeError, match="of a library"):
+        main([file, "--out", str(tmp_path / "runs")])
+
+
 def test_a_lock_whose_holder_was_killed_is_taken_over(tmp_path):
     first = run_py(write(tmp_path / "t.yaml", TINY), "--out", tmp_path / "runs", start_new_session=True)
     held = tmp_path / "runs" / "t" / "run.holder.json"

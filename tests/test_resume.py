@@ -227,7 +227,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr(resume.torch, "save", full)
         assert run(stopped) == 1
-    assert read(stopped, "status.json")["reason"] == "OSError: [Errno 28] No space left on device"
+    assert read(stopped, "status.json")["reason"] == "no space left on the disk"
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["last.ckpt"]
     assert resume.last(stopped).read_bytes() == before
     assert run(stopped) == 0

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -158,7 +158,8 @@ def _final_state(home: Path, returncode: int, stopped: bool) -> State:
             "failed",
             f"exit code {returncode} without a result: {_last_line(home / 'log.txt')}",
         )
-    state.write(home)
+    with suppress(OSError):  # on a full disk the others go on as far as they can
+        state.write(home)
     return state
 
 
