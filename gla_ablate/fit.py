@@ -47,10 +47,10 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
     data = DataModule(config.data, config.seed)
     data.prepare_data()
     identity = data.source.stamp()
-    point = take_up(folder, config)
-    write_stamp(folder, stamp(device, backend, precision, identity), point)
     seed_generators(config.seed)  # for a gate that draws while it runs: weights and batches have streams of their own
     module = AblationModule(config)
+    point = take_up(folder, module)
+    write_stamp(folder, stamp(device, backend, precision, identity), point)
 
     csv = MetricsCSV(folder / "metrics.csv", go_on=point is not None)
     tensorboard = TensorBoardLogger(

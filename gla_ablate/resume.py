@@ -20,8 +20,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from gla_ablate.config import Config
 from gla_ablate.interruption import Interruption
+from gla_ablate.module import AblationModule
 from gla_ablate.status import Status, set_aside
 
 FORMAT = 1  # of what `Checkpoints` adds
@@ -158,7 +158,7 @@ class Point:
     complete: bool  # nothing is left to do but the result
 
 
-def take_up(folder: Path, config: Config) -> Point | None:
+def take_up(folder: Path, module: AblationModule) -> Point | None:
     """Bring the folder to where its last checkpoint was saved, and say where that is.
 
     None, and nothing of an earlier attempt left, if there is no checkpoint; also if it can't be used, which is said and
@@ -168,7 +168,7 @@ def take_up(folder: Path, config: Config) -> Point | None:
         part.unlink()
     if last(folder).exists():
         try:
-            checkpoint = usable(folder, config)
+            checkpoint = usable(folder, module)
         except Unusable as error:
             print(f"{set_aside(last(folder))}: set aside, since {error}; starting from step 0", flush=True)
         else:
@@ -179,19 +179,22 @@ def take_up(folder: Path, config: Config) -> Point | None:
     return None
 
 
-def usable(folder: Path, config: Config) -> dict[str, Any]:
-    """The checkpoint of `folder`. Raises `Unusable`."""
+def usable(folder: Path, module: AblationModule) -> dict[str, Any]:
+    """The checkpoint of `folder`, if `module` can be taken to where it stands. Raises `Unusable`."""
     try:
         checkpoint = torch.load(last(folder), map_location="cpu", weights_only=True, mmap=True)
         own = checkpoint["callbacks"][KEY]
         written, known = own["format"], set(own) >= {"logs", "generators", "seconds", "complete"}
         values, _ = checkpoint["config"], checkpoint["global_step"]
+        weights = {name: x.shape for name, x in checkpoint["state_dict"].items()}
     except Exception as error:  # of any kind: whatever the bytes make of the reader
         raise Unusable(f"it can't be read ({type(error).__name__})") from error
     if written != FORMAT or not known:
         raise Unusable(f"its format is {written}, not {FORMAT}")
-    if values != dataclasses.asdict(config):
+    if values != dataclasses.asdict(module.config):
         raise Unusable("it is of another configuration")
+    if weights != {name: x.shape for name, x in module.state_dict().items()}:
+        raise Unusable("its weights have other names or shapes")
     for name, size in own["logs"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size < size:

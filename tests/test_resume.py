@@ -164,6 +164,12 @@ def of_lightning_alone(folder: Path) -> None:
     torch.save(checkpoint, resume.last(folder))
 
 
+def of_another_model(folder: Path) -> None:
+    checkpoint = torch.load(resume.last(folder), weights_only=True)
+    checkpoint["state_dict"]["model.embedding.weight"] = torch.zeros(3, 32)
+    torch.save(checkpoint, resume.last(folder))
+
+
 def with_code(folder: Path) -> None:
     torch.save({"state_dict": Touch(folder / "executed")}, resume.last(folder))
 
@@ -176,6 +182,7 @@ DAMAGE = {
     cut_short: "can't be read",
     emptied: "can't be read",
     of_another_format: "its format is 2, not 1",
+    of_another_model: "its weights have other names or shapes",
     of_lightning_alone: "can't be read",
     with_code: "can't be read",
     with_a_log_that_lost_its_end: "metrics.csv is shorter than it was",
