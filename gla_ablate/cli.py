@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=_at_least_one, help="trials at a time (default: one per GPU, else 2)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all experiments (default: runs)")
+    parser.add_argument("--retry-failed", action="store_true", help="also trials that failed by a fault of their own")
+    parser.add_argument(
+        "--max-retries", type=_from_zero, default=0, metavar="N", help="how often a trial that was killed starts again"
+    )
+    parser.add_argument("--fail-fast", action="store_true", help="end the grid with the first trial that fails")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print every trial and what it costs, start nothing")
     instead.add_argument("--report", action="store_true", help="write the report of what has run, start nothing")
@@ -69,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
 def _at_least_one(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from 1")
+    return int(text)
+
+
+def _from_zero(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from 0")
     return int(text)
 
 
@@ -95,7 +106,7 @@ def _run(given: argparse.Namespace) -> int:
     folder = given.out / experiment.name
     code = 0
     if not given.report:
-        code = _launch(experiment, grid, folder, given.jobs, console)
+        code = _launch(experiment, grid, folder, given, console)
         if code == 130:
             return code
     elif (folder / "experiment.json").is_file():  # of an earlier call, perhaps for another grid or metric
@@ -112,8 +123,10 @@ def _record(experiment: Experiment, grid: list[Trial], folder: Path) -> None:
     write_json(folder / "experiment.json", record(experiment, grid, shlex.join(["python", *words])))
 
 
-def _launch(experiment: Experiment, grid: list[Trial], folder: Path, jobs: int | None, console: Console) -> int:
-    """Run what isn't finished of `grid` in `folder`; the exit code."""
+def _launch(
+    experiment: Experiment, grid: list[Trial], folder: Path, given: argparse.Namespace, console: Console
+) -> int:
+    """Run what is left to run of `grid` in `folder`; the exit code."""
     from gla_ablate.launch.local import prepare, run_trials
     from gla_ablate.launch.slots import divide
     from gla_ablate.launch.view import make_view
@@ -132,16 +145,23 @@ def _launch(experiment: Experiment, grid: list[Trial], folder: Path, jobs: int |
     with lock:
         now = datetime.now().astimezone().isoformat(" ", "seconds")
         write_json(folder / HOLDER, {"process": os.getpid(), "on": platform.node(), "since": now})
-        todo = prepare(grid, folder, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+
+        def say(text: str) -> None:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)  # a folder's [name] is no style
+
+        todo = prepare(grid, folder, given.retry_failed, say)
         _record(experiment, grid, folder)
-        slots = divide(jobs)
-        done = len(grid) - len(todo)
+        slots = divide(given.jobs)
+        done = sum(is_finished(folder / trial.id) for trial in grid)
+        left = len(grid) - len(todo) - done
         skipped = f", {done} finished already" if done else ""
+        skipped += f", {left} failed before (--retry-failed runs them again)" if left else ""
         at_once = f", {len(slots)} at a time" if todo else ""
         summary = f"{experiment.name}: {len(grid)} trials{skipped}{at_once}, in {folder}"
-        console.print(summary, highlight=False, markup=False, soft_wrap=True)  # a folder's [name] is no style
-        with make_view(console, todo, done) as view:
-            interrupted = run_trials(todo, folder, slots, view)
+        say(summary)
+        with make_view(console, todo, done, left) as view:
+            options = {"max_retries": given.max_retries, "fail_fast": given.fail_fast}
+            interrupted = run_trials(todo, folder, slots, view, **options)
     if interrupted:
         console.print("interrupted; the same command goes on with what is left", highlight=False)
         return 130

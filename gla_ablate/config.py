@@ -64,6 +64,7 @@ class TrainerConfig:
     max_steps: int = 200
     val_every: int = 50  # steps between validations; one always runs at the end
     log_every: int = 10
+    max_time: float | None = None  # seconds of training in one go, after which a trial saves and ends "out of time"
     # auto: bf16-mixed where the device has it, else 32-true
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
 
@@ -94,6 +95,7 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "optim.grad_clip": ("a number from 0 (0: no clipping)", lambda x: 0 <= x < math.inf),
     "trainer.max_steps": ("a whole number from 1", lambda x: x >= 1),
     "trainer.val_every": ("a whole number from 1", lambda x: x >= 1),
+    "trainer.max_time": ("a number above 0, or null", lambda x: x is None or x > 0),
     "trainer.log_every": ("a whole number from 1", lambda x: x >= 1),
 }
 

@@ -21,7 +21,7 @@ from gla_ablate.yaml_io import parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Keys that tell no two trials' results apart, or that stand elsewhere in a trial's name.
-NOT_IDENTITY = ("seed", "plugins", "trainer.log_every")
+NOT_IDENTITY = ("seed", "plugins", "trainer.log_every", "trainer.max_time")
 METRICS = (
     "val/loss",
     "val/ppl",

@@ -30,8 +30,8 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
 
     Writes `stamp.json`, `metrics.csv`, `tensorboard/` and `checkpoints/last.ckpt`, the last after each validation and
     when interrupted; goes on from it if there is one. Raises `Interrupted` as `interruption` asks for it, `ConfigError`
-    for a precision or backend that the device lacks, `NonFinite` for a loss that isn't finite, and whatever a gate or a
-    data source raises.
+    for a precision or backend that the device lacks, `NonFinite` for a loss that isn't finite, `TimeIsUp`, and whatever
+    a gate or a data source raises.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints would fill half the trial's log
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # reading packed rows costs less than a worker
@@ -59,7 +59,7 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
     )  # fmt: skip
     declare_hparams(tensorboard, config, fresh=point is None)
     log = TrainingLog(config.trainer.log_every, status.progress)
-    checkpoints = Checkpoints(folder, config.trainer.val_every, interruption, status)
+    checkpoints = Checkpoints(folder, config.trainer, interruption, status)
     if point:
         status.before = point.seconds
         print(f"going on from step {point.step}", flush=True)

@@ -8,9 +8,11 @@ length, so that no step is in them twice. The file is replaced in one step, and 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,18 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from gla_ablate.config import TrainerConfig
+from gla_ablate.experiment import NOT_IDENTITY
 from gla_ablate.interruption import Interruption
 from gla_ablate.module import AblationModule
 from gla_ablate.status import Status, set_aside
 
 FORMAT = 1  # of what `Checkpoints` adds
 KEY = "gla_ablate.checkpoints"
+
+
+class TimeIsUp(Exception):
+    """`trainer.max_time` is over, and the checkpoint saved."""
 
 
 class Unusable(Exception):
@@ -51,14 +59,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(L.Callback):
-    """Saves `last.ckpt` after each validation, and before the trial ends as `interruption` asks it to.
+    """Saves `last.ckpt` after each validation, and before the trial ends: as `interruption` asks it to, or since its
+    time is up.
 
     Has to be the last callback: what the others log after a validation belongs to what it saves.
     """
 
-    def __init__(self, folder: Path, every: int, interruption: Interruption, status: Status) -> None:
-        """`every`: steps from validation to validation."""
-        self.folder, self.every, self.interruption, self.status = folder, every, interruption, status
+    def __init__(self, folder: Path, trainer: TrainerConfig, interruption: Interruption, status: Status) -> None:
+        self.folder, self.interruption, self.status = folder, interruption, status
+        self.every, self.max_time = trainer.val_every, math.inf if trainer.max_time is None else trainer.max_time
+        self.began = time.monotonic()
         self._generators: dict[str, Any] | None = None
         self._logs: dict[str, int] = {}
         self._complete = False
@@ -86,13 +96,22 @@ class Checkpoints(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
             self.save(trainer)
-            self.interruption.heed()
+            self.end(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         # a step that a validation follows is saved after it: Lightning would leave the validation out
-        if self.interruption.asked and trainer.global_step % self.every:
+        if (self.interruption.asked or self.time_is_up()) and trainer.global_step % self.every:
             self.save(trainer)
-            self.interruption.heed()
+            self.end(trainer)
+
+    def time_is_up(self) -> bool:
+        return time.monotonic() - self.began >= self.max_time
+
+    def end(self, trainer: L.Trainer) -> None:
+        """Where it is asked for. The last step's work is worth more than the time."""
+        self.interruption.heed()
+        if self.time_is_up() and trainer.global_step < trainer.max_steps:
+            raise TimeIsUp(f"{self.max_time:g} s were over at step {trainer.global_step} of {trainer.max_steps}")
 
     def restore_generators(self) -> None:
         """Once, as the checkpoint has them, if the trial goes on from one."""
@@ -191,7 +210,7 @@ def usable(folder: Path, module: AblationModule) -> dict[str, Any]:
         raise Unusable(f"it can't be read ({type(error).__name__})") from error
     if written != FORMAT or not known:
         raise Unusable(f"its format is {written}, not {FORMAT}")
-    if values != dataclasses.asdict(module.config):
+    if lasting(values) != lasting(dataclasses.asdict(module.config)):
         raise Unusable("it is of another configuration")
     if weights != {name: x.shape for name, x in module.state_dict().items()}:
         raise Unusable("its weights have other names or shapes")
@@ -200,6 +219,13 @@ def usable(folder: Path, module: AblationModule) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size < size:
             raise Unusable(f"{name} is shorter than it was")
     return checkpoint
+
+
+def lasting(values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, flat, but for what may change while a trial is under way."""
+    flat = {f"{part}.{key}": x for part, value in values.items() if isinstance(value, dict) for key, x in value.items()}
+    flat |= {part: value for part, value in values.items() if not isinstance(value, dict)}
+    return {key: x for key, x in flat.items() if key == "seed" or key not in NOT_IDENTITY}
 
 
 def cut_back(folder: Path, sizes: dict[str, int]) -> None:

@@ -11,6 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+# How a trial can have failed, and those of it that are no fault of the trial, so that the same command runs it again.
+FAILED = ("failed", "diverged", "out of memory", "out of time", "killed", "disk full")
+LOST = ("killed", "disk full")
+
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` in one step: a reader sees the old content or the new, never half of it."""
@@ -40,7 +44,8 @@ def set_aside(path: Path) -> Path:
 class Status:
     """The status of the trial that runs in this process, written to `path` at most `1 / every` times a second.
 
-    `status` is running | finished | failed | interrupted; a launcher writes "queued" before there is a process.
+    `status` is running | finished | interrupted | one of `FAILED`; before there is a process, a launcher has written
+    "queued".
     """
 
     def __init__(self, path: Path, every: float = 0.5) -> None:

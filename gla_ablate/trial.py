@@ -2,8 +2,8 @@
 
 Reads `config.yaml` in the folder and trains it, from the last checkpoint of an earlier, unfinished attempt if there is
 one (`resume`). A finished trial is left alone. Exit code 0: finished, 1: failed, 130: interrupted by SIGINT or SIGTERM,
-with a checkpoint saved if training had begun; `status.json` holds the reason, the caller keeps what is printed. A trial
-is done when `result.json` is there and the status says so.
+with a checkpoint saved if training had begun; `status.json` says how (`status.FAILED`) and why, the caller keeps what
+is printed. A trial is done when `result.json` is there and the status says so.
 
 With `GLA_ABLATE_PARENT` set to the parent's process id, the trial ends when its parent does.
 """
@@ -70,27 +70,34 @@ def run_trial(folder: Path) -> int:
         return 130
     except Exception as error:  # a gate or a data source can raise anything: the grid goes on without this trial
         traceback.print_exc()
-        status.write("failed", failure(error))
+        status.write(*failure(error, status.step))
         return 1
     return 0
 
 
-def failure(error: Exception) -> str:
-    """The reason of a failed trial in one short line."""
+def failure(error: Exception, step: int) -> tuple[str, str]:
+    """The status of a failed trial, and the reason in one short line."""
     import torch
 
     from gla_ablate.errors import ConfigError
+    from gla_ablate.resume import TimeIsUp
     from gla_ablate.tracking import NonFinite
 
     text = " ".join(str(error).split())
+    if isinstance(error, NonFinite):
+        return "diverged", text
+    if isinstance(error, TimeIsUp):
+        return "out of time", text
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory", f"on the GPU after step {step}"
     # torch has a class for the GPU's memory alone; its CPU allocator raises a bare RuntimeError.
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
-        return "out of memory"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "out of memory", f"on the host after step {step}"
     if disk_is_full(error):
-        return "no space left on the disk"
-    if not isinstance(error, (NonFinite, ConfigError)):
+        return "disk full", f"no space left after step {step}"
+    if not isinstance(error, ConfigError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text if len(text) <= 200 else f"{text[:199]}…"
+    return "failed", text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def disk_is_full(error: BaseException | None) -> bool:

@@ -53,6 +53,9 @@ BAD = {
     "an override without a value": (TINY, ["model.heads"], "takes key=value"),
     "a mistyped override": (TINY, ["modle.heads=1"], "modle: no such key, did you mean 'model'?"),
     "no jobs": (TINY, ["--jobs", "0"], "--jobs: got '0', takes a whole number from 1"),
+    "retries below none": (TINY, ["--max-retries", "-1"], "--max-retries"),
+    "retries of no number": (TINY, ["--max-retries", "x"], "--max-retries: got 'x', takes a whole number from 0"),
+    "no time": (TINY + "  trainer.max_time: 0", [], "trainer.max_time: got 0.0, takes a number above 0, or null"),
     "an unknown flag": (TINY, ["--dryrun"], "--dryrun"),
     "two things at once": (TINY, ["--dry-run", "--report"], "not allowed with"),
     "a report of nothing": (TINY, ["--report"], "no experiment.json"),
@@ -85,7 +88,7 @@ def test_an_output_folder_that_cannot_be_made_is_told(tmp_path, capsys):
 
 
 def test_an_output_folder_may_have_any_name(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("gla_ablate.launch.local.run_trials", lambda *_: True)
+    monkeypatch.setattr("gla_ablate.launch.local.run_trials", lambda *_, **__: True)
     out = tmp_path / "ö [red] [/blue]"
     assert main([str(write(tmp_path / "t.yaml", TINY)), "--out", str(out)]) == 130
     assert f"in {out / 't'}" in capsys.readouterr().out
@@ -195,7 +198,7 @@ def test_a_lock_whose_holder_was_killed_is_taken_over(tmp_path):
 
 
 def test_a_report_follows_the_experiment_as_it_is_now(tmp_path, monkeypatch):
-    monkeypatch.setattr("gla_ablate.launch.local.run_trials", lambda *_: False)
+    monkeypatch.setattr("gla_ablate.launch.local.run_trials", lambda *_, **__: False)
     monkeypatch.setattr("sys.argv", ["run.py", "t.yaml", "--report"])
     file, out = tmp_path / "t.yaml", ["--out", str(tmp_path / "runs")]
     assert main([str(write(file, TINY)), *out]) == 1
@@ -264,12 +267,22 @@ def test_a_grid_survives_an_interruption_and_a_failing_trial(tmp_path):
     second = run_py(*command)
     out, err = second.communicate(timeout=120)
     assert second.returncode == 1 and err == ""
-    assert statuses(folder) == {"none": "finished", "e2e_slow": "finished", "e2e_broken": "failed"}
-    assert "loss is nan at step 1" in out and "2 of 3 trials finished, 1 failed" in out
+    assert statuses(folder) == {"none": "finished", "e2e_slow": "finished", "e2e_broken": "diverged"}
+    assert "loss is nan at step 1" in out and "2 of 3 trials finished, 1 diverged" in out
     assert files(finished) == untouched
     assert (folder / "report" / "results.csv").read_text().count("\n") == 4
     (broken,) = folder.glob("e2e_broken-*")
-    assert "nan" in (broken / "log.txt").read_text()
+    log = (broken / "log.txt").read_text()
+    assert "nan" in log
+
+    again = run_py(*command)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 1 and "2 finished already, 1 failed before (--retry-failed runs them again)" in out
+    assert (broken / "log.txt").read_text() == log
+    retried = run_py(*command, "--retry-failed")
+    out, err = retried.communicate(timeout=120)
+    assert retried.returncode == 1 and "2 finished already, 1 at a time" in out.replace("2 at a time", "1 at a time")
+    assert (broken / "log.txt").read_text().count("nan") > log.count("nan")
 
     third = run_py(*command, "model.gate.name=none")
     out, err = third.communicate(timeout=60)

@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr(resume.torch, "save", full)
         assert run(stopped) == 1
-    assert read(stopped, "status.json")["reason"] == "no space left on the disk"
+    assert read(stopped, "status.json")["status"] == "disk full"
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["last.ckpt"]
     assert resume.last(stopped).read_bytes() == before
     assert run(stopped) == 0
@@ -254,3 +254,20 @@ def test_a_trial_killed_before_it_wrote_its_result_trains_no_step_again(
     assert run(folder) == 0
     assert capfd.readouterr().out == f"going on from step {steps}\n"
     assert outcome(folder) == want
+
+
+def test_a_trial_whose_time_is_up_saves_and_goes_on_when_it_is_asked_to(
+    undisturbed: dict[str, Any], plugin: Path, tmp_path: Path
+) -> None:
+    folder = trial(tmp_path / "trial", plugin, max_time=1e-6)
+    steps = []
+    while run(folder) == 1:  # a step in each go
+        status = read(folder, "status.json")
+        steps.append(status["step"])
+        assert status["status"] == "out of time"
+        assert status["reason"] == f"1e-06 s were over at step {status['step']} of 11"
+        if status["step"] == 3:
+            config = (folder / "config.yaml").read_text()
+            (folder / "config.yaml").write_text(config.replace("max_time: 1.0e-06", "max_time: null"))
+    assert steps == [1, 2, 3]
+    assert outcome(folder) == undisturbed

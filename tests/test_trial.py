@@ -237,22 +237,22 @@ class Failing(Gate):
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"),
+    ("how", "kind", "reason"),
     [
-        ("nan", "loss is nan at step 3"),
-        ("raise", "RuntimeError: a line and another"),
-        ("host memory", "out of memory"),
-        ("python memory", "out of memory"),
-        ("device memory", "out of memory"),
+        ("nan", "diverged", "loss is nan at step 3"),
+        ("raise", "failed", "RuntimeError: a line and another"),
+        ("host memory", "out of memory", "on the host after step 2"),
+        ("python memory", "out of memory", "on the host after step 2"),
+        ("device memory", "out of memory", "on the GPU after step 2"),
     ],
 )
-def test_failure_is_told_in_a_line_and_leaves_no_result(failing, tmp_path, capfd, how, reason):
+def test_failure_is_told_in_a_line_and_leaves_no_result(failing, tmp_path, capfd, how, kind, reason):
     model = MODEL | {"layers": 1, "gate": {"name": "failing", "how": how}}
     trainer = TRAINER | {"val_every": 100, "log_every": 5}
     folder = folder_for(tmp_path / "trial", model=model, trainer=trainer, plugins=[str(failing)])
     assert run(folder) == 1
     status = read(folder, "status.json")
-    assert (status["status"], status["reason"]) == ("failed", reason)
+    assert (status["status"], status["reason"]) == (kind, reason)
     assert not (folder / "result.json").exists()
     assert "Traceback" in capfd.readouterr().err
 
@@ -261,7 +261,8 @@ def test_last_step_that_breaks_the_weights_is_a_failure(tmp_path):
     """Its own loss is finite: only the validation after it shows the damage."""
     folder = folder_for(tmp_path, optim={"lr": 1e38, "warmup_steps": 0}, trainer=TRAINER | {"max_steps": 1})
     assert run(folder) == 1
-    assert read(folder, "status.json")["reason"] == "val/loss is nan at step 1"
+    status = read(folder, "status.json")
+    assert (status["status"], status["reason"]) == ("diverged", "val/loss is nan at step 1")
 
 
 def test_backend_that_the_machine_lacks_is_told_by_its_key(tmp_path, monkeypatch):

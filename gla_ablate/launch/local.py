@@ -20,11 +20,12 @@ from gla_ablate.config import write_config
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import View
-from gla_ablate.status import read_json, set_aside
+from gla_ablate.status import FAILED, LOST, read_json, set_aside
 from gla_ablate.trial import is_finished
 
 POLL = 0.1  # seconds between looks at the processes
 GRACE = 30.0  # seconds from SIGTERM to SIGKILL: a trial may be writing a checkpoint
+SHOWN = 5  # lines of the log of a trial that failed
 COMMAND = (sys.executable, "-m", "gla_ablate.trial")
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,10 +62,13 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def prepare(trials: list[Trial], folder: Path, say: Callable[[str], None] = print) -> list[Trial]:
-    """Make the folders of `trials` under `folder`, and return those that have to run. A finished one isn't touched;
-    what is damaged is set aside, and said."""
-    todo = [trial for trial in trials if not is_finished(folder / trial.id)]
+def prepare(
+    trials: list[Trial], folder: Path, retry_failed: bool = False, say: Callable[[str], None] = print
+) -> list[Trial]:
+    """Make the folders of `trials` under `folder`, and return those that have to run. A finished one isn't touched, nor
+    one that failed by a fault of its own, but for `retry_failed`; what is damaged is set aside, and said."""
+    left = ("finished",) if retry_failed else ("finished", *set(FAILED) - set(LOST))
+    todo = [trial for trial in trials if outcome(folder / trial.id) not in left]
     for trial in todo:
         home = folder / trial.id
         home.mkdir(parents=True, exist_ok=True)
@@ -76,19 +80,28 @@ def prepare(trials: list[Trial], folder: Path, say: Callable[[str], None] = prin
     return todo
 
 
+def outcome(home: Path) -> str:
+    """How the trial in `home` stands: the status, which is "finished" only with a result."""
+    status = State.read(home).status
+    return "interrupted" if status == "finished" and not is_finished(home) else status
+
+
 def run_trials(
-    todo: list[Trial], folder: Path, slots: list[dict[str, str]], view: View, command: tuple[str, ...] = COMMAND
-) -> bool:
+    todo: list[Trial], folder: Path, slots: list[dict[str, str]], view: View, command: tuple[str, ...] = COMMAND,
+    *, max_retries: int = 0, fail_fast: bool = False,
+) -> bool:  # fmt: skip
     """Run the prepared trials, as many at a time as there are slots, and keep `view` informed.
 
-    A trial that fails doesn't disturb the others. SIGINT or SIGTERM interrupts the running ones and starts no more.
-    Returns whether it came to that; how each trial ended stands in its folder.
+    A trial that fails doesn't disturb the others; with `fail_fast` it ends them, as a signal does. One that was killed
+    runs again, up to `max_retries` times. SIGINT or SIGTERM interrupts the running ones and starts no more. Returns
+    whether it came to that; how each trial ended stands in its folder.
     """
     queue, free, running = deque(todo), list(slots), list[Running]()
-    deadline = float("inf")
+    retries = dict.fromkeys((trial.id for trial in todo), max_retries)
+    failed, deadline = False, float("inf")
     with stop_on_signals() as stop:
-        while running or (queue and not stop):
-            for _ in range(min(len(free), len(queue)) if not stop else 0):
+        while running or (queue and not (stop or failed)):
+            for _ in range(min(len(free), len(queue)) if not (stop or failed) else 0):
                 trial = queue.popleft()
                 if _is_locked(folder / trial.id):  # an earlier launcher was killed and its trial is still ending
                     queue.append(trial)
@@ -98,8 +111,15 @@ def run_trials(
             for ended in [r for r in running if r.process.poll() is not None]:
                 running.remove(ended)
                 free.append(ended.slot)
-                view.ended(ended.trial, _final_state(folder / ended.trial.id, ended.process.returncode, bool(stop)))
-            if stop and deadline == float("inf"):
+                home = folder / ended.trial.id
+                state = _final_state(home, ended.process.returncode, bool(stop) or failed)
+                view.ended(ended.trial, state, last_lines(home / "log.txt", SHOWN) if state.status in FAILED else [])
+                if state.status == "killed" and retries[ended.trial.id] and not (stop or failed):
+                    retries[ended.trial.id] -= 1
+                    queue.append(ended.trial)
+                elif state.status in FAILED:
+                    failed = failed or fail_fast
+            if (stop or failed) and deadline == float("inf"):
                 deadline = time.monotonic() + GRACE
                 for r in running:
                     r.process.terminate()
@@ -145,24 +165,27 @@ def _is_locked(home: Path) -> bool:
 def _final_state(home: Path, returncode: int, stopped: bool) -> State:
     """How the trial in `home` ended. One that left no final status of its own gets it here, with what is known."""
     state = State.read(home)
-    if is_finished(home) or state.status in ("failed", "interrupted"):
+    if is_finished(home) or state.status in ("interrupted", *FAILED):
         return state
     if stopped:
         state.status, state.reason = "interrupted", f"at step {state.step}"
     elif returncode < 0:
         name = signal.Signals(-returncode).name
         hint = ", perhaps for want of memory" if -returncode == signal.SIGKILL else ""
-        state.status, state.reason = "failed", f"killed by signal {-returncode} ({name}){hint}"
+        state.status, state.reason = "killed", f"by signal {-returncode} ({name}){hint}"
     else:
-        state.status, state.reason = (
-            "failed",
-            f"exit code {returncode} without a result: {_last_line(home / 'log.txt')}",
-        )
+        said = last_lines(home / "log.txt", 1)
+        state.status = "failed"
+        state.reason = f"exit code {returncode} without a result: {said[0] if said else 'nothing in log.txt'}"
     with suppress(OSError):  # on a full disk the others go on as far as they can
         state.write(home)
     return state
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "nothing in log.txt")
+def last_lines(log: Path, count: int) -> list[str]:
+    """That have something in them, each of 200 characters at most."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+    return [line.rstrip()[:200] for line in lines if line.strip()][-count:]

@@ -12,12 +12,12 @@ from gla_ablate.status import read_json, write_json
 class State:
     """`status.json`. The trial writes it; the launcher does before there is a process, and after one that died."""
 
-    status: str = "queued"  # queued | running | finished | failed | interrupted
+    status: str = "queued"  # queued | running | finished | interrupted | one of `status.FAILED`
     step: int = 0
     max_steps: int = 0
     loss: float | None = None
     tokens_per_s: float | None = None
-    reason: str | None = None  # one short line, for failed and interrupted
+    reason: str | None = None  # one short line, where it didn't finish
     started: str | None = None  # ISO 8601
     updated: str | None = None
     seconds: float = 0.0

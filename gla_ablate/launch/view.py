@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,19 +16,21 @@ from rich.text import Text
 
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.state import State
+from gla_ablate.status import FAILED
 
-STYLES = {"running": "cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow", "queued": "dim"}
-SHOWN_FIRST = ("running", "failed", "interrupted", "queued", "finished")  # when not all trials fit on the screen
+STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "queued": "dim"}
+STYLES |= dict.fromkeys(FAILED, "bold red")
+SHOWN_FIRST = ("running", *FAILED, "interrupted", "queued", "finished")  # when not all trials fit on the screen
 
 
 class View:
     """Plain lines: a trial's start, its end, nothing in between."""
 
-    def __init__(self, console: Console, trials: list[Trial], finished: int) -> None:
-        """`trials` will run; `finished` more of the grid were done before."""
+    def __init__(self, console: Console, trials: list[Trial], finished: int, left: int = 0) -> None:
+        """`trials` will run; `finished` more of the grid were done before, and `left` are left as they are."""
         self.console = console
         self.trials = trials
-        self.total = len(trials) + finished
+        self.total = len(trials) + finished + left
         self.finished = finished
         self.began = time.monotonic()
         self.states = {trial.id: State(max_steps=trial.config.trainer.max_steps) for trial in trials}
@@ -47,11 +50,16 @@ class View:
         self.states[trial.id].status = "running"
         self.say(f"started      {trial.id}")
 
-    def ended(self, trial: Trial, state: State) -> None:
+    def ended(self, trial: Trial, state: State, log: Sequence[str] = ()) -> None:
+        """`log`: its last lines, of one that failed."""
         self.states[trial.id] = state
         self.finished += state.status == "finished"
-        style = STYLES[state.status]
-        self.say(f"[{style}]{state.status:<12}[/] {trial.id}: {escape(outcome(state))} ({self.count()})")
+        self.say(f"{styled(state.status, 12)} {trial.id}: {escape(outcome(state))} ({self.count()})")
+        self.quote(log)
+
+    def quote(self, log: Sequence[str]) -> None:
+        for line in log:
+            self.say(f"[dim]    {escape(line)}[/]")
 
     def stopping(self, running: int) -> None:
         self.say(f"[yellow]stopping {running} running trials; once more to kill them[/]")
@@ -79,11 +87,12 @@ class LiveView(View):
     def started(self, trial: Trial) -> None:
         self.states[trial.id].status = "running"
 
-    def ended(self, trial: Trial, state: State) -> None:
+    def ended(self, trial: Trial, state: State, log: Sequence[str] = ()) -> None:
         self.states[trial.id] = state
         self.finished += state.status == "finished"
-        if state.status == "failed":  # stays above the table when it has scrolled out of it
-            self.say(f"[{STYLES['failed']}]failed[/] {trial.id}: {escape(outcome(state))}")
+        if state.status in FAILED:  # stays above the table when it has scrolled out of it
+            self.say(f"{styled(state.status)} {trial.id}: {escape(outcome(state))}")
+            self.quote(log)
 
     def render(self) -> Group:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -107,9 +116,13 @@ class LiveView(View):
         return Group(table, Text(f"{self.count()} after {elapsed}{hidden} · Ctrl-C stops, the same command goes on"))
 
 
-def make_view(console: Console, trials: list[Trial], finished: int) -> View:
+def make_view(console: Console, trials: list[Trial], finished: int, left: int = 0) -> View:
     live = console.is_terminal and not console.is_dumb_terminal
-    return (LiveView if live else View)(console, trials, finished)
+    return (LiveView if live else View)(console, trials, finished, left)
+
+
+def styled(status: str, width: int = 0) -> str:
+    return f"[{STYLES[status]}]{status:<{width}}[/]"
 
 
 def outcome(state: State) -> str:

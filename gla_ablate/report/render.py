@@ -16,6 +16,7 @@ from gla_ablate.report.points import Point, ranked
 from gla_ablate.report.provenance import WORDS, differences, provenance, shares
 from gla_ablate.report.tables import Column, leftovers, results, tally
 from gla_ablate.report.trials import Experiment, Settings
+from gla_ablate.status import FAILED
 
 LISTED = 10  # unfinished trials that the terminal lists; report.md has them all
 
@@ -59,7 +60,7 @@ def show(console: Console, experiment: Experiment, grid: list[Point], labels: La
         say(Text(warning, style="yellow"))
     left = leftovers(experiment)
     for trial in left[:LISTED]:
-        colour = "red" if trial.status in ("failed", "finished") else "yellow"
+        colour = "red" if trial.status in (*FAILED, "finished") else "yellow"
         reason = f": {trial.reason}" if trial.reason else ""
         say(Text(trial.status, style=colour), Text(f" {labels.point(trial.point)}, seed {trial.seed}{reason}"))
     if len(left) > LISTED:

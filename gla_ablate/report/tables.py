@@ -9,8 +9,9 @@ import pandas as pd
 from gla_ablate.report.labels import Labels, decimals, si, signed, value_text
 from gla_ablate.report.points import Point, ranked
 from gla_ablate.report.trials import Experiment, Trial
+from gla_ablate.status import FAILED
 
-STATES = ("failed", "finished", "interrupted", "running", "queued", "not started")  # the most telling first
+STATES = (*FAILED, "finished", "interrupted", "running", "queued", "not started")  # the most telling first
 
 
 class Column(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from gla_ablate.errors import ConfigError, nearest
-from gla_ablate.status import read_json
+from gla_ablate.status import FAILED, read_json
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Trial:
     id: str
     point: dict[str, Any]  # factor → value
     seed: int
-    status: str  # finished | failed | interrupted | running | queued | not started
+    status: str  # finished | interrupted | running | queued | not started | one of `status.FAILED`
     reason: str  # why it doesn't count; empty for one that does
     value: float | None  # the metric so far, as `pick` says; None if never logged or not finite
     step: int | None  # optimiser steps done at `value`
@@ -117,7 +117,7 @@ def state(progress: dict[str, Any], result: dict[str, Any]) -> tuple[str, str]:
         return ("finished", "") if result else ("interrupted", "ended before it wrote its result")
     if status == "running":
         return status, at
-    if status == "failed":
+    if status in FAILED:
         return status, progress.get("reason") or f"{at}, no reason given"
     if status == "interrupted":
         return status, progress.get("reason") or at

@@ -8,6 +8,7 @@ import threading
 import time
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -60,13 +61,15 @@ class Launcher:
         self.script.write_text(PRELUDE + "".join(branches))
         self.console = Console(file=StringIO(), width=200)
 
-    def __call__(self, *names: str, slots: list[dict[str, str]] | int = 2) -> bool:
+    def __call__(
+        self, *names: str, slots: list[dict[str, str]] | int = 2, retry_failed: bool = False, **options: Any
+    ) -> bool:
         trials = [Trial(name, {}, seed, Config(seed=seed)) for seed, name in enumerate(names)]
-        todo = prepare(trials, self.folder)
+        todo = prepare(trials, self.folder, retry_failed)
         self.ran = [trial.id for trial in todo]
         slots = [{}] * slots if isinstance(slots, int) else slots
         with View(self.console, todo, len(trials) - len(todo)) as view:
-            return run_trials(todo, self.folder, slots, view, (sys.executable, str(self.script)))
+            return run_trials(todo, self.folder, slots, view, (sys.executable, str(self.script)), **options)
 
     def state(self, name: str) -> State:
         return State.read(self.folder / name)
@@ -134,22 +137,41 @@ def test_what_is_damaged_is_set_aside_and_the_trial_runs_again(launch, capsys, n
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "kind", "reason"),
     [
-        ("raises", "ValueError: no"),
-        ("crashes", "exit code 1 without a result: it broke"),
-        ("killed", "killed by signal 9 (SIGKILL), perhaps for want of memory"),
-        ("mute", "exit code 0 without a result: hello from mute"),
+        ("raises", "failed", "ValueError: no"),
+        ("crashes", "failed", "exit code 1 without a result: it broke"),
+        ("killed", "killed", "by signal 9 (SIGKILL), perhaps for want of memory"),
+        ("mute", "failed", "exit code 0 without a result: hello from mute"),
     ],
 )
-def test_a_trial_that_fails_is_marked_with_its_reason_and_the_others_go_on(launch, name, reason):
+def test_a_trial_that_fails_is_marked_with_its_reason_and_the_others_go_on(launch, name, kind, reason):
     launch(name, "good", slots=1)
-    assert (launch.state(name).status, launch.state(name).reason, launch.state(name).step) == ("failed", reason, 3)
+    assert (launch.state(name).status, launch.state(name).reason, launch.state(name).step) == (kind, reason, 3)
     assert launch.state("good").status == "finished"
     assert f"{name}: {reason}" in launch.printed
-    assert "hello" in (launch.folder / name / "log.txt").read_text()
+    assert f"\n    hello from {name}\n" in launch.printed  # the end of its log
     launch(name, "good")
-    assert launch.ran == [name]  # a failed one is tried again
+    assert launch.ran == ([name] if kind == "killed" else [])  # the others failed by a fault of their own
+    launch(name, "good", retry_failed=True)
+    assert launch.ran == [name]
+
+
+def test_a_trial_that_was_killed_starts_again_as_often_as_it_may(launch):
+    launch("killed", "raises", max_retries=2)
+    assert launch.printed.count("started      killed") == 3 and launch.printed.count("started      raises") == 1
+    assert (launch.folder / "killed" / "log.txt").read_text() == "hello from killed\n" * 3
+    assert launch.state("killed").status == "killed"
+
+
+def test_a_grid_that_is_to_fail_fast_ends_with_the_first_failure(launch):
+    began = time.monotonic()
+    assert launch("polite", "raises", "good", fail_fast=True) is False
+    assert time.monotonic() - began < 30
+    statuses = {name: launch.state(name).status for name in ("polite", "raises", "good")}
+    assert statuses == {"polite": "interrupted", "raises": "failed", "good": "queued"}
+    launch("polite-no-more", "raises", "good")
+    assert launch.ran == ["polite-no-more", "good"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
