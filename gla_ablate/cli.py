@@ -153,7 +153,7 @@ def _launch(
         _record(experiment, grid, folder)
         slots = divide(given.jobs)
         done = sum(is_finished(folder / trial.id) for trial in grid)
-        left = len(grid) - len(todo) - done
+        left = max(len(grid) - len(todo) - done, 0)
         skipped = f", {done} finished already" if done else ""
         skipped += f", {left} failed before (--retry-failed runs them again)" if left else ""
         at_once = f", {len(slots)} at a time" if todo else ""

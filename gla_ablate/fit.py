@@ -49,19 +49,16 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
     identity = data.source.stamp()
     seed_generators(config.seed)  # for a gate that draws while it runs: weights and batches have streams of their own
     module = AblationModule(config)
-    point = take_up(folder, module)
+    point = take_up(folder, module, identity)
     write_stamp(folder, stamp(device, backend, precision, identity), point)
 
     csv = MetricsCSV(folder / "metrics.csv", go_on=point is not None)
-    tensorboard = TensorBoardLogger(
-        folder, name="", version="tensorboard", default_hp_metric=False, flush_secs=10,
-        purge_step=point and point.step + 1,  # for a TensorBoard that has read on from there
-    )  # fmt: skip
+    tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, flush_secs=10)
     declare_hparams(tensorboard, config, fresh=point is None)
     log = TrainingLog(config.trainer.log_every, status.progress)
     checkpoints = Checkpoints(folder, config.trainer, interruption, status)
     if point:
-        status.before = point.seconds
+        status.before, status.step, status.loss = point.seconds, point.step, point.loss
         print(f"going on from step {point.step}", flush=True)
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -108,7 +105,9 @@ def write_stamp(folder: Path, made: dict[str, Any], point: Point | None) -> None
     """`stamp.json`: of the process that began the trial and, under "resumed", of those that went on with it."""
     before = read_json(folder / "stamp.json") if point else None
     if point and before:
-        made = before | {"resumed": [*before.get("resumed", []), {"step": point.step, **made}]}
+        earlier = before.get("resumed")
+        earlier = earlier if isinstance(earlier, list) else []
+        made = before | {"resumed": [*earlier, {"step": point.step, **made}]}
     write_json(folder / "stamp.json", made)
 
 

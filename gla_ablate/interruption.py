@@ -16,7 +16,8 @@ class Interruption:
     """What SIGINT and SIGTERM ask for.
 
     The first raises `Interrupted`, or is `asked` inside of `deferred`, whose code has to `heed` it where that does no
-    harm. There the second raises. Later ones don't disturb the clearing up.
+    harm. There a second SIGINT raises, but no second SIGTERM: what stops a whole group of processes sends one, and so
+    do the launcher and the launcher's end. Later ones don't disturb the clearing up.
     """
 
     def __init__(self) -> None:
@@ -45,5 +46,5 @@ class Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.asked = self.asked is None, self.asked or signal.Signals(number).name
-        if not (self._raised or (first and self._deferring)):
+        if not (self._raised or (self._deferring and (first or number == signal.SIGTERM))):
             self.heed()

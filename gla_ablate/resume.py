@@ -8,11 +8,13 @@ length, so that no step is in them twice. The file is replaced in one step, and 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import random
 import shutil
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from gla_ablate.config import TrainerConfig
 from gla_ablate.experiment import NOT_IDENTITY
 from gla_ablate.interruption import Interruption
 from gla_ablate.module import AblationModule
-from gla_ablate.status import Status, set_aside
+from gla_ablate.status import Status, read_json, set_aside
 
 FORMAT = 1  # of what `Checkpoints` adds
 KEY = "gla_ablate.checkpoints"
@@ -53,6 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
+            sync(path.parent)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
@@ -70,7 +73,7 @@ class Checkpoints(L.Callback):
         self.every, self.max_time = trainer.val_every, math.inf if trainer.max_time is None else trainer.max_time
         self.began = time.monotonic()
         self._generators: dict[str, Any] | None = None
-        self._logs: dict[str, int] = {}
+        self._logs: dict[str, Any] = {}
         self._complete = False
 
     @property
@@ -83,7 +86,12 @@ class Checkpoints(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
-        self._logs = {str(path.relative_to(self.folder)): path.stat().st_size for path in logs(self.folder)}
+        for path in (self.folder / "metrics.csv", *events(self.folder)):
+            sync(path)
+        self._logs = {
+            "metrics": (self.folder / "metrics.csv").stat().st_size,
+            "events": [path.stat().st_size for path in events(self.folder)],
+        }
         trainer.save_checkpoint(last(self.folder))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -136,9 +144,18 @@ def last(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def logs(folder: Path) -> list[Path]:
-    """What grows while a trial runs, and must hold no step twice."""
-    return [folder / "metrics.csv", *sorted((folder / "tensorboard").glob("events.*"))]
+def events(folder: Path) -> list[Path]:
+    """TensorBoard's files in the order in which it reads them: one a process, see `cut_back`."""
+    return sorted((folder / "tensorboard").glob("events.*"))
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has what was written to a file or folder."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def seed_generators(seed: int) -> None:
@@ -173,52 +190,103 @@ class Point:
     """Where a trial goes on."""
 
     step: int
+    loss: float | None  # that was logged last
     seconds: float  # that went by before
     complete: bool  # nothing is left to do but the result
 
 
-def take_up(folder: Path, module: AblationModule) -> Point | None:
+def take_up(folder: Path, module: AblationModule, data: dict[str, Any]) -> Point | None:
     """Bring the folder to where its last checkpoint was saved, and say where that is.
 
-    None, and nothing of an earlier attempt left, if there is no checkpoint; also if it can't be used, which is said and
-    the file set aside.
+    None, and nothing of an earlier attempt left, if there is no checkpoint; also if it can't be used with this `module`
+    and `data` (a source's stamp), which is said and the file set aside. A link, which may lead anywhere, is removed.
     """
+    own_files = ("metrics.csv", "stamp.json", "result.json", "tensorboard", "checkpoints")
+    for path in (*(folder / name for name in own_files), *folder.glob("tensorboard/*"), *folder.glob("checkpoints/*")):
+        if path.is_symlink():
+            path.unlink()
     for part in (folder / "checkpoints").glob(".last.ckpt.*"):  # of a process that was killed
         part.unlink()
     if last(folder).exists():
         try:
-            checkpoint = usable(folder, module)
+            checkpoint = usable(folder, module, data)
         except Unusable as error:
             print(f"{set_aside(last(folder))}: set aside, since {error}; starting from step 0", flush=True)
         else:
             own = checkpoint["callbacks"][KEY]
             cut_back(folder, own["logs"])
-            return Point(checkpoint["global_step"], own["seconds"], own["complete"])
+            loss = checkpoint["callbacks"]["TrainingLog"]["loss"]
+            return Point(checkpoint["global_step"], loss, own["seconds"], own["complete"])
     remove_attempt(folder)
     return None
 
 
-def usable(folder: Path, module: AblationModule) -> dict[str, Any]:
+def usable(folder: Path, module: AblationModule, data: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint of `folder`, if `module` can be taken to where it stands. Raises `Unusable`."""
     try:
+        with zipfile.ZipFile(last(folder)) as file:
+            if damaged := file.testzip():  # which torch doesn't look at
+                raise Unusable(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(last(folder), map_location="cpu", weights_only=True, mmap=True)
         own = checkpoint["callbacks"][KEY]
-        written, known = own["format"], set(own) >= {"logs", "generators", "seconds", "complete"}
-        values, _ = checkpoint["config"], checkpoint["global_step"]
-        weights = {name: x.shape for name, x in checkpoint["state_dict"].items()}
-    except Exception as error:  # of any kind: whatever the bytes make of the reader
+        if own["format"] != FORMAT:
+            raise Unusable(f"its format is {own['format']}, not {FORMAT}")
+        if lasting(checkpoint["config"]) != lasting(dataclasses.asdict(module.config)):
+            raise Unusable("it is of another configuration")
+        shapes = {name: x.shape for name, x in checkpoint["state_dict"].items()}
+        if shapes != {name: x.shape for name, x in module.state_dict().items()}:
+            raise Unusable("its weights have other names or shapes")
+        missing = {"loops", "optimizer_states", "lr_schedulers", "DataModule"} - set(checkpoint)
+        missing |= {"torch", "cuda", "numpy", "python"} - set(own["generators"])
+        missing |= {"tokens", "loss", "losses"} - set(checkpoint["callbacks"]["TrainingLog"])
+        counts = [checkpoint["global_step"], own["logs"]["metrics"], *own["logs"]["events"]]
+        if missing or len(checkpoint["optimizer_states"]) != 1 or any(type(n) is not int for n in counts):
+            raise Unusable("something is missing in it")
+        float(own["seconds"]), bool(own["complete"])
+        stamped = (read_json(folder / "stamp.json") or {}).get("data", data)
+        if json.loads(json.dumps(data)) != json.loads(json.dumps(stamped)):
+            raise Unusable("the data have changed since")
+        check_logs(folder, own["logs"])
+    except Unusable:
+        raise
+    except Exception as error:  # of any kind: whatever the bytes make of their reader
         raise Unusable(f"it can't be read ({type(error).__name__})") from error
-    if written != FORMAT or not known:
-        raise Unusable(f"its format is {written}, not {FORMAT}")
-    if lasting(values) != lasting(dataclasses.asdict(module.config)):
-        raise Unusable("it is of another configuration")
-    if weights != {name: x.shape for name, x in module.state_dict().items()}:
-        raise Unusable("its weights have other names or shapes")
-    for name, size in own["logs"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size < size:
-            raise Unusable(f"{name} is shorter than it was")
     return checkpoint
+
+
+def check_logs(folder: Path, sizes: dict[str, Any]) -> None:
+    """That the logs hold what they held. Raises `Unusable`."""
+    paths, wanted = [folder / "metrics.csv", *events(folder)], [sizes["metrics"], *sizes["events"]]
+    if len(paths) < len(wanted):
+        raise Unusable("an event file is missing")
+    for path, size in zip(paths, wanted, strict=False):
+        if not path.is_file() or path.stat().st_size < size:
+            raise Unusable(f"{path.name} is shorter than it was")
+    with (folder / "metrics.csv").open("rb") as file:
+        header, *rows = file.read(sizes["metrics"]).decode().splitlines()
+    try:
+        if header != "step,metric,value":
+            raise ValueError
+        for row in rows:
+            step, _, value = row.split(",")
+            int(step), float(value)
+    except ValueError as error:
+        raise Unusable("metrics.csv is damaged") from error
+
+
+def cut_back(folder: Path, sizes: dict[str, Any]) -> None:
+    """Take from the logs what was written after they had these sizes.
+
+    TensorBoard reads event files in the order of their names, which begin with the time: those that are here get names
+    that come before any that will be, whatever the clocks say.
+    """
+    os.truncate(folder / "metrics.csv", sizes["metrics"])
+    present = events(folder)
+    for path in present[len(sizes["events"]) :]:
+        path.unlink()
+    for i, (path, size) in enumerate(zip(present, sizes["events"], strict=False)):
+        os.truncate(path, size)
+        path.rename(path.with_name(f"events.out.tfevents.{i:010}"))
 
 
 def lasting(values: dict[str, Any]) -> dict[str, Any]:
@@ -226,16 +294,6 @@ def lasting(values: dict[str, Any]) -> dict[str, Any]:
     flat = {f"{part}.{key}": x for part, value in values.items() if isinstance(value, dict) for key, x in value.items()}
     flat |= {part: value for part, value in values.items() if not isinstance(value, dict)}
     return {key: x for key, x in flat.items() if key == "seed" or key not in NOT_IDENTITY}
-
-
-def cut_back(folder: Path, sizes: dict[str, int]) -> None:
-    """Take from the logs what was written after they had these sizes."""
-    for path in logs(folder):
-        size = sizes.get(str(path.relative_to(folder)))
-        if size is None:
-            path.unlink(missing_ok=True)
-        else:
-            os.truncate(path, size)
 
 
 def remove_attempt(folder: Path) -> None:

@@ -14,20 +14,25 @@ from typing import Any
 # How a trial can have failed, and those of it that are no fault of the trial, so that the same command runs it again.
 FAILED = ("failed", "diverged", "out of memory", "out of time", "killed", "disk full")
 LOST = ("killed", "disk full")
+STATUSES = ("queued", "running", "finished", "interrupted", *FAILED)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` in one step: a reader sees the old content or the new, never half of it."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in `path`; None if there is none, or nothing that makes sense."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

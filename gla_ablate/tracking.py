@@ -300,6 +300,8 @@ def flat_hparams(config: Config) -> dict[str, bool | int | float | str]:
     }
     for part in ("model", "optim", "trainer"):
         flat |= {
-            f"{part}.{k}": v for k, v in vars(getattr(config, part)).items() if isinstance(v, bool | int | float | str)
+            f"{part}.{k}": v
+            for k, v in vars(getattr(config, part)).items()
+            if isinstance(v, bool | int | float | str) and k != "max_time"
         }
     return flat

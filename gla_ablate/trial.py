@@ -1,9 +1,10 @@
 """One trial in one process on one run folder: `python -m gla_ablate.trial RUN_FOLDER`.
 
 Reads `config.yaml` in the folder and trains it, from the last checkpoint of an earlier, unfinished attempt if there is
-one (`resume`). A finished trial is left alone. Exit code 0: finished, 1: failed, 130: interrupted by SIGINT or SIGTERM,
-with a checkpoint saved if training had begun; `status.json` says how (`status.FAILED`) and why, the caller keeps what
-is printed. A trial is done when `result.json` is there and the status says so.
+one (`resume`). A finished trial is left alone. Exit code 0: finished, 1: failed, 28: failed since the disk is full,
+130: interrupted by SIGINT or SIGTERM, with a checkpoint saved if training had begun; `status.json` says how
+(`status.FAILED`) and why, the caller keeps what is printed. A trial is done when `result.json` is there and the status
+says so.
 
 With `GLA_ABLATE_PARENT` set to the parent's process id, the trial ends when its parent does.
 """
@@ -23,6 +24,7 @@ from filelock import FileLock, Timeout
 from gla_ablate.interruption import Interrupted, Interruption
 from gla_ablate.status import Status, read_json, write_json
 
+DISK_FULL = errno.ENOSPC  # the exit code where not even the status could be written
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
@@ -43,6 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Timeout:
         print(f"{folder}: another process is running this trial", file=sys.stderr)
         return 1
+    except OSError as error:  # of the status itself, which so can't say it
+        if not disk_is_full(error):
+            raise
+        traceback.print_exc()
+        return DISK_FULL
 
 
 def run_trial(folder: Path) -> int:
@@ -65,8 +72,10 @@ def run_trial(folder: Path) -> int:
         result = fit(read_config(folder / "config.yaml"), folder, status, interruption)
         write_json(folder / "result.json", result)
         status.write("finished")
-    except Interrupted as signalled:
-        status.write("interrupted", f"by {signalled} at step {status.step}")
+    except (Interrupted, SystemExit):  # Lightning makes an exit of a SIGTERM that comes before training or validating
+        if interruption.asked is None:
+            raise
+        status.write("interrupted", f"by {interruption.asked} at step {status.step}")
         return 130
     except Exception as error:  # a gate or a data source can raise anything: the grid goes on without this trial
         traceback.print_exc()
@@ -112,7 +121,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 def is_finished(folder: Path) -> bool:
     """Whether the trial in `folder` has its result."""
     status, result = read_json(folder / "status.json"), read_json(folder / "result.json")
-    return status is not None and status.get("status") == "finished" and result is not None and "metrics" in result
+    return (status or {}).get("status") == "finished" and isinstance((result or {}).get("metrics"), dict)
 
 
 def die_with_parent() -> None:

@@ -44,6 +44,7 @@ WAYS = (
     ("trial", signal.SIGTERM),
     ("run.py", signal.SIGINT),
     ("run.py", signal.SIGTERM),
+    ("all", signal.SIGTERM),
 )
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gla_ablate import resume
 from gla_ablate.config import resolve, write_config
+from gla_ablate.interruption import Interrupted, Interruption
 from gla_ablate.model import GATES, plugins
 from tests.test_trial import read, run
 
@@ -114,7 +118,9 @@ def test_interrupted_at_any_call_it_goes_on_as_if_nothing_had_been(
     status = read(folder, "status.json")
     if code == 130:
         checkpoint = torch.load(resume.last(folder), weights_only=True)
-        assert checkpoint["global_step"] == status["step"] == min(call, 4) if call <= 7 else True
+        # a validation is seen through; calls 5 to 7 are the first, 12 to 14 the second
+        done = call if call <= 4 else 4 if call <= 7 else call - 3 if call <= 11 else 8 if call <= 14 else call - 6
+        assert checkpoint["global_step"] == status["step"] == done
         assert status["status"] == "interrupted" and status["reason"] == f"by SIGTERM at step {status['step']}"
     else:  # nothing is left to do when the last step has been validated
         assert (code, status["status"]) == (0, "finished") and call > 17
@@ -146,6 +152,39 @@ class Touch:
 
 def cut_short(folder: Path) -> None:
     os.truncate(resume.last(folder), resume.last(folder).stat().st_size // 2)
+
+
+def flipped(folder: Path) -> None:
+    content = bytearray(resume.last(folder).read_bytes())
+    with zipfile.ZipFile(resume.last(folder)) as file:
+        largest = max(file.infolist(), key=lambda entry: entry.file_size)
+    for i in range(largest.header_offset + 500, largest.header_offset + 600):
+        content[i] ^= 255
+    resume.last(folder).write_bytes(content)
+
+
+def without(*keys: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        checkpoint = torch.load(resume.last(folder), weights_only=True)
+        part = checkpoint
+        for key in keys[:-1]:
+            part = part[key]
+        del part[keys[-1]]
+        torch.save(checkpoint, resume.last(folder))
+
+    damage.__name__ = f"without_{keys[-1]}"
+    return damage
+
+
+def with_a_log_of_zeros(folder: Path) -> None:
+    size = (folder / "metrics.csv").stat().st_size
+    (folder / "metrics.csv").write_bytes(bytes(size))
+
+
+def with_other_data(folder: Path) -> None:
+    stamp = read(folder, "stamp.json")
+    stamp["data"]["name"] = "another"
+    (folder / "stamp.json").write_text(json.dumps(stamp))
 
 
 def emptied(folder: Path) -> None:
@@ -181,6 +220,13 @@ def with_a_log_that_lost_its_end(folder: Path) -> None:
 DAMAGE = {
     cut_short: "can't be read",
     emptied: "can't be read",
+    flipped: "the checksum of",
+    without("loops"): "something is missing in it",
+    without("DataModule"): "something is missing in it",
+    without("callbacks", resume.KEY, "generators", "numpy"): "something is missing in it",
+    without("callbacks", "TrainingLog"): "can't be read",
+    with_a_log_of_zeros: "metrics.csv is damaged",
+    with_other_data: "the data have changed since",
     of_another_format: "its format is 2, not 1",
     of_another_model: "its weights have other names or shapes",
     of_lightning_alone: "can't be read",
@@ -254,6 +300,41 @@ def test_a_trial_killed_before_it_wrote_its_result_trains_no_step_again(
     assert run(folder) == 0
     assert capfd.readouterr().out == f"going on from step {steps}\n"
     assert outcome(folder) == want
+    status = read(folder, "status.json")
+    assert (status["step"], status["loss"]) == (steps, want["curves"]["train/loss"][steps])
+
+
+def test_a_second_sigterm_does_not_break_the_save_off_but_a_second_sigint_does() -> None:
+    interruption = Interruption()
+    with interruption.deferred():
+        interruption._handle(signal.SIGTERM, None)
+        interruption._handle(signal.SIGTERM, None)
+        assert interruption.asked == "SIGTERM"
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            interruption._handle(signal.SIGINT, None)
+        interruption._handle(signal.SIGINT, None)  # while it clears up
+
+
+def test_no_link_is_followed_out_of_the_folder(undisturbed: dict[str, Any], stopped: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("metrics.csv", "tensorboard", "checkpoints"):
+        (stopped / name).rename(outside / name)
+        (stopped / name).symlink_to(outside / name)
+    before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
+    assert run(stopped) == 0
+    assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
+    assert outcome(stopped) == undisturbed
+
+
+def test_events_stand_in_order_though_the_clock_went_back(
+    undisturbed: dict[str, Any], stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda: now() - 3600)
+    assert run(stopped) == 0
+    monkeypatch.undo()
+    assert outcome(stopped) == undisturbed
 
 
 def test_a_trial_whose_time_is_up_saves_and_goes_on_when_it_is_asked_to(

@@ -17,11 +17,12 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from gla_ablate.config import write_config
+from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import View
-from gla_ablate.status import FAILED, LOST, read_json, set_aside
-from gla_ablate.trial import is_finished
+from gla_ablate.status import FAILED, LOST, STATUSES, read_json, set_aside
+from gla_ablate.trial import DISK_FULL, is_finished
 
 POLL = 0.1  # seconds between looks at the processes
 GRACE = 30.0  # seconds from SIGTERM to SIGKILL: a trial may be writing a checkpoint
@@ -35,6 +36,7 @@ class Running:
     trial: Trial
     process: subprocess.Popen[bytes]
     slot: dict[str, str]
+    log_from: int  # bytes of log.txt that are of earlier attempts
 
 
 class Stop:
@@ -71,13 +73,28 @@ def prepare(
     todo = [trial for trial in trials if outcome(folder / trial.id) not in left]
     for trial in todo:
         home = folder / trial.id
+        if home.is_symlink():
+            raise ConfigError(f"{home}: is a symbolic link, and nothing is written where one leads")
         home.mkdir(parents=True, exist_ok=True)
-        for name, key in (("status.json", "status"), ("result.json", "metrics")):
-            if (home / name).exists() and key not in (read_json(home / name) or {}):
+        status, result = read_json(home / "status.json") or {}, read_json(home / "result.json") or {}
+        sound = {
+            "status.json": status.get("status") in STATUSES,
+            "result.json": isinstance(result.get("metrics"), dict),
+        }
+        for name, is_sound in sound.items():
+            if (home / name).exists() and not is_sound:
                 say(f"{set_aside(home / name)}: damaged, so set aside; the trial runs again")
+        unlinked(home / "config.yaml")
         write_config(trial.config, home / "config.yaml")
         State(max_steps=trial.config.trainer.max_steps).write(home)
     return todo
+
+
+def unlinked(path: Path) -> Path:
+    """`path`, which is no link to a file elsewhere any more."""
+    if path.is_symlink():
+        path.unlink()
+    return path
 
 
 def outcome(home: Path) -> str:
@@ -106,16 +123,19 @@ def run_trials(
                 if _is_locked(folder / trial.id):  # an earlier launcher was killed and its trial is still ending
                     queue.append(trial)
                     continue
-                running.append(Running(trial, _start(folder / trial.id, free[0], command), free.pop(0)))
+                running.append(_start(trial, folder / trial.id, free.pop(0), command))
                 view.started(trial)
             for ended in [r for r in running if r.process.poll() is not None]:
                 running.remove(ended)
                 free.append(ended.slot)
                 home = folder / ended.trial.id
-                state = _final_state(home, ended.process.returncode, bool(stop) or failed)
-                view.ended(ended.trial, state, last_lines(home / "log.txt", SHOWN) if state.status in FAILED else [])
+                state = _final_state(home, ended, bool(stop) or failed)
+                log = last_lines(home / "log.txt", SHOWN, ended.log_from) if state.status in FAILED else []
+                view.ended(ended.trial, state, log)
                 if state.status == "killed" and retries[ended.trial.id] and not (stop or failed):
                     retries[ended.trial.id] -= 1
+                    with suppress(OSError):
+                        State(step=state.step, max_steps=state.max_steps).write(home)
                     queue.append(ended.trial)
                 elif state.status in FAILED:
                     failed = failed or fail_fast
@@ -124,7 +144,7 @@ def run_trials(
                 for r in running:
                     r.process.terminate()
                 view.stopping(len(running))
-            if stop.count > 1 or time.monotonic() > deadline:
+            if stop.count + failed > 1 or time.monotonic() > deadline:
                 for r in running:
                     r.process.kill()
             view.tick({r.trial.id: State.read(folder / r.trial.id) for r in running})
@@ -132,7 +152,7 @@ def run_trials(
         return bool(stop)
 
 
-def _start(home: Path, slot: dict[str, str], command: tuple[str, ...]) -> subprocess.Popen[bytes]:
+def _start(trial: Trial, home: Path, slot: dict[str, str], command: tuple[str, ...]) -> Running:
     """The trial in `home` as a process in a session of its own: Ctrl-C reaches the launcher, which tells it on."""
     paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {
@@ -142,8 +162,12 @@ def _start(home: Path, slot: dict[str, str], command: tuple[str, ...]) -> subpro
         "PYTHONUNBUFFERED": "1",
         "GLA_ABLATE_PARENT": str(os.getpid()),
     }
-    with open(home / "log.txt", "ab") as log:
-        return subprocess.Popen(
+    if not (home / "config.yaml").is_file():  # somebody has cleared up since it was prepared
+        home.mkdir(parents=True, exist_ok=True)
+        write_config(trial.config, home / "config.yaml")
+    with open(unlinked(home / "log.txt"), "ab") as log:
+        log_from = log.tell()
+        process = subprocess.Popen(
             [*command, str(home)],
             env=env,
             stdin=subprocess.DEVNULL,
@@ -151,6 +175,7 @@ def _start(home: Path, slot: dict[str, str], command: tuple[str, ...]) -> subpro
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    return Running(trial, process, slot, log_from)
 
 
 def _is_locked(home: Path) -> bool:
@@ -162,9 +187,9 @@ def _is_locked(home: Path) -> bool:
         return True
 
 
-def _final_state(home: Path, returncode: int, stopped: bool) -> State:
+def _final_state(home: Path, ended: Running, stopped: bool) -> State:
     """How the trial in `home` ended. One that left no final status of its own gets it here, with what is known."""
-    state = State.read(home)
+    state, returncode = State.read(home), ended.process.returncode
     if is_finished(home) or state.status in ("interrupted", *FAILED):
         return state
     if stopped:
@@ -173,8 +198,10 @@ def _final_state(home: Path, returncode: int, stopped: bool) -> State:
         name = signal.Signals(-returncode).name
         hint = ", perhaps for want of memory" if -returncode == signal.SIGKILL else ""
         state.status, state.reason = "killed", f"by signal {-returncode} ({name}){hint}"
+    elif returncode == DISK_FULL:
+        state.status, state.reason = "disk full", f"no space left after step {state.step}"
     else:
-        said = last_lines(home / "log.txt", 1)
+        said = last_lines(home / "log.txt", 1, ended.log_from)
         state.status = "failed"
         state.reason = f"exit code {returncode} without a result: {said[0] if said else 'nothing in log.txt'}"
     with suppress(OSError):  # on a full disk the others go on as far as they can
@@ -182,10 +209,10 @@ def _final_state(home: Path, returncode: int, stopped: bool) -> State:
     return state
 
 
-def last_lines(log: Path, count: int) -> list[str]:
-    """That have something in them, each of 200 characters at most."""
+def last_lines(log: Path, count: int, start: int = 0) -> list[str]:
+    """From byte `start` on, those that have something in them, each of 200 characters at most."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = log.read_bytes()[start:].decode("utf-8", errors="replace").split("\n")
     except OSError:
         return []
     return [line.rstrip()[:200] for line in lines if line.strip()][-count:]

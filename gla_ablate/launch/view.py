@@ -62,7 +62,7 @@ class View:
             self.say(f"[dim]    {escape(line)}[/]")
 
     def stopping(self, running: int) -> None:
-        self.say(f"[yellow]stopping {running} running trials; once more to kill them[/]")
+        self.say(f"[yellow]stopping {running} running trials; Ctrl-C to kill them[/]")
 
     def tick(self, running: dict[str, State]) -> None:
         self.states |= running

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from gla_ablate.errors import ConfigError, nearest
-from gla_ablate.status import FAILED, read_json
+from gla_ablate.status import FAILED, STATUSES, read_json
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,18 @@ def load_trial(folder: Path, id: str, point: dict[str, Any], seed: int, settings
 
 def state(progress: dict[str, Any], result: dict[str, Any]) -> tuple[str, str]:
     """(status, why it isn't finished) from `status.json` and `result.json`, which is written last."""
-    status = progress.get("status", "not started")
+    status, why = progress.get("status"), str(progress.get("reason") or "")
+    if status not in STATUSES:
+        return "not started", ""
     at = f"at step {progress.get('step') or 0} of {progress.get('max_steps')}"
     if status == "finished":
         return ("finished", "") if result else ("interrupted", "ended before it wrote its result")
     if status == "running":
         return status, at
     if status in FAILED:
-        return status, progress.get("reason") or f"{at}, no reason given"
+        return status, why or f"{at}, no reason given"
     if status == "interrupted":
-        return status, progress.get("reason") or at
+        return status, why or at
     return status, "waits for its turn" if status == "queued" else ""
 
 

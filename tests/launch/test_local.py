@@ -15,6 +15,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from gla_ablate.config import Config, read_yaml
+from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.local import prepare, run_trials
 from gla_ablate.launch.state import State
@@ -39,6 +40,8 @@ BEHAVIOUR = {
     "crashes": 'sys.exit("it broke")\n',
     "killed": "os.kill(os.getpid(), signal.SIGKILL)\n",
     "mute": "sys.exit(0)\n",
+    "full": "sys.exit(28)\n",
+    "clears": "import shutil; shutil.rmtree(folder.parent / 'good-later')\n" + FINISH,
     "polite": (
         "def stop(*_):\n"
         '    status("interrupted", step=4, reason="by SIGTERM at step 4"); sys.exit(130)\n'
@@ -123,7 +126,7 @@ def test_a_finished_trial_is_skipped_with_its_files_untouched(launch):
 
 
 @pytest.mark.parametrize("name", ["status.json", "result.json"])
-@pytest.mark.parametrize("content", ["", "{", "[1]", "{}"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"status": "odd", "metrics": 5}', "[" * 100_000])
 def test_what_is_damaged_is_set_aside_and_the_trial_runs_again(launch, capsys, name, content):
     launch("good")
     (launch.folder / "good" / name).write_text(content)
@@ -142,6 +145,7 @@ def test_what_is_damaged_is_set_aside_and_the_trial_runs_again(launch, capsys, n
         ("raises", "failed", "ValueError: no"),
         ("crashes", "failed", "exit code 1 without a result: it broke"),
         ("killed", "killed", "by signal 9 (SIGKILL), perhaps for want of memory"),
+        ("full", "disk full", "no space left after step 3"),
         ("mute", "failed", "exit code 0 without a result: hello from mute"),
     ],
 )
@@ -152,7 +156,9 @@ def test_a_trial_that_fails_is_marked_with_its_reason_and_the_others_go_on(launc
     assert f"{name}: {reason}" in launch.printed
     assert f"\n    hello from {name}\n" in launch.printed  # the end of its log
     launch(name, "good")
-    assert launch.ran == ([name] if kind == "killed" else [])  # the others failed by a fault of their own
+    assert launch.ran == (
+        [name] if kind in ("killed", "disk full") else []
+    )  # not by its own fault
     launch(name, "good", retry_failed=True)
     assert launch.ran == [name]
 
@@ -162,6 +168,20 @@ def test_a_trial_that_was_killed_starts_again_as_often_as_it_may(launch):
     assert launch.printed.count("started      killed") == 3 and launch.printed.count("started      raises") == 1
     assert (launch.folder / "killed" / "log.txt").read_text() == "hello from killed\n" * 3
     assert launch.state("killed").status == "killed"
+
+
+def test_a_folder_that_was_cleared_away_before_its_turn_is_made_again(launch):
+    launch("clears", "good-later", slots=1)
+    assert launch.state("good-later").status == "finished"
+
+
+def test_nothing_is_written_where_a_link_leads(launch, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    launch.folder.mkdir()
+    (launch.folder / "good").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="symbolic link"):
+        launch("good")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_grid_that_is_to_fail_fast_ends_with_the_first_failure(launch):
