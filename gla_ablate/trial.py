@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # of the status itself, which so can't say it
         if not disk_is_full(error):
             raise
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         return DISK_FULL
 
 
@@ -78,7 +80,8 @@ def run_trial(folder: Path) -> int:
         status.write("interrupted", f"by {interruption.asked} at step {status.step}")
         return 130
     except Exception as error:  # a gate or a data source can raise anything: the grid goes on without this trial
-        traceback.print_exc()
+        with suppress(OSError):  # where it goes is on the same disk
+            traceback.print_exc()
         status.write(*failure(error, status.step))
         return 1
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from gla_ablate import resume
 from gla_ablate.config import resolve, write_config
 from gla_ablate.interruption import Interrupted, Interruption
 from gla_ablate.model import GATES, plugins
+from gla_ablate.trial import DISK_FULL
 from tests.test_trial import read, run
 
 # A gate that draws random numbers as it runs, and sends its process what GLA_TEST_SIGNAL says, "signal@call".
@@ -283,6 +285,35 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert read(stopped, "status.json")["status"] == "disk full"
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["last.ckpt"]
     assert resume.last(stopped).read_bytes() == before
+    assert run(stopped) == 0
+    assert outcome(stopped) == undisturbed
+
+
+def test_a_disk_too_full_for_the_status_is_told_by_the_exit_code(
+    undisturbed: dict[str, Any], stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, space = Path.write_text, True
+
+    def write_if_there_is_space(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if not space:
+            raise OSError(28, "No space left on device")
+        return write(path, *args, **kwargs)
+
+    def save(*_: Any) -> None:
+        nonlocal space
+        space = False
+        raise OSError(28, "No space left on device")
+
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_if_there_is_space)
+        patch.setattr(resume.torch, "save", save)
+        patch.setattr("sys.stderr", Full())
+        code = run(stopped)
+    assert code == DISK_FULL
     assert run(stopped) == 0
     assert outcome(stopped) == undisturbed
 

@@ -156,9 +156,7 @@ def test_a_trial_that_fails_is_marked_with_its_reason_and_the_others_go_on(launc
     assert f"{name}: {reason}" in launch.printed
     assert f"\n    hello from {name}\n" in launch.printed  # the end of its log
     launch(name, "good")
-    assert launch.ran == (
-        [name] if kind in ("killed", "disk full") else []
-    )  # not by its own fault
+    assert launch.ran == ([name] if kind in ("killed", "disk full") else [])  # not by its own fault
     launch(name, "good", retry_failed=True)
     assert launch.ran == [name]
 
