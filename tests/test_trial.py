@@ -14,6 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from gla_ablate import fit, trial
 from gla_ablate.config import read_config, resolve, write_config
@@ -36,7 +37,9 @@ def folder_for(path: Path, **parts) -> Path:
 
 
 def run(folder: Path) -> int:
-    """`trial.main` in this process, which keeps its own signal handlers."""
+    """`trial.main` in this process, which keeps its own signal handlers; event files are counted from 0, as in a process
+    of its own, since the count is part of their names, which TensorBoard sorts as text."""
+    event_file_writer._global_uid = type(event_file_writer._global_uid)(0)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return trial.main([str(folder)])
