@@ -37,8 +37,8 @@ def folder_for(path: Path, **parts) -> Path:
 
 
 def run(folder: Path) -> int:
-    """`trial.main` in this process, which keeps its own signal handlers; event files are counted from 0, as in a process
-    of its own, since the count is part of their names, which TensorBoard sorts as text."""
+    """`trial.main` in this process, which keeps its own signal handlers. Event files are counted from 0, as in a
+    process of its own: the count is part of their names, which TensorBoard sorts as text."""
     event_file_writer._global_uid = type(event_file_writer._global_uid)(0)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
