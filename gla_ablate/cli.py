@@ -10,7 +10,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
@@ -57,11 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="in every trial; it fixes an axis of the grid"
     )
-    parser.add_argument("--jobs", type=_at_least_one, help="trials at a time (default: one per GPU, else 2)")
+    parser.add_argument("--jobs", type=_from(1), help="trials at a time (default: one per GPU, else 2)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all experiments (default: runs)")
     parser.add_argument("--retry-failed", action="store_true", help="also trials that failed by a fault of their own")
     parser.add_argument(
-        "--max-retries", type=_from_zero, default=0, metavar="N", help="how often a trial that was killed starts again"
+        "--max-retries", type=_from(0), default=0, metavar="N", help="how often a trial that was killed starts again"
     )
     parser.add_argument("--fail-fast", action="store_true", help="end the grid with the first trial that fails")
     instead = parser.add_mutually_exclusive_group()
@@ -71,16 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from 1")
-    return int(text)
+def _from(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from {least}")
+        return int(text)
 
-
-def _from_zero(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from 0")
-    return int(text)
+    return whole_number
 
 
 def _run(given: argparse.Namespace) -> int:

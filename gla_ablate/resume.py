@@ -116,7 +116,7 @@ class Checkpoints(L.Callback):
         return time.monotonic() - self.began >= self.max_time
 
     def end(self, trainer: L.Trainer) -> None:
-        """Where it is asked for. The last step's work is worth more than the time."""
+        """Raise what ends the trial here, if anything does; its time doesn't, once all steps are done."""
         self.interruption.heed()
         if self.time_is_up() and trainer.global_step < trainer.max_steps:
             raise TimeIsUp(f"{self.max_time:g} s were over at step {trainer.global_step} of {trainer.max_steps}")
@@ -145,7 +145,8 @@ def last(folder: Path) -> Path:
 
 
 def events(folder: Path) -> list[Path]:
-    """TensorBoard's files in the order in which it reads them: one a process, see `cut_back`."""
+    """TensorBoard's files in the order in which it reads them: of earlier processes (see `cut_back`), then of this one,
+    which begins another for a validation of its own at the end."""
     return sorted((folder / "tensorboard").glob("events.*"))
 
 

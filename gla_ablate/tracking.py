@@ -168,9 +168,7 @@ class Stopwatch:
 
     def stop(self) -> None:
         """Pause, if running."""
-        if self._started is not None:
-            self._seconds += time.perf_counter() - self._started
-            self._started = None
+        self._seconds, self._started = self.seconds(), None
 
     def lap(self) -> float:
         """The seconds since the last lap; the next begins, running."""
