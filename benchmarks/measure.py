@@ -79,7 +79,7 @@ def pose(shape: Shape, kind: str, strength: str, device: str = "cuda") -> Proble
 def fill(row: Row, op: rivals.Op, problem: Problem) -> None:
     """Measure `op` into `row`. Raises whatever the op raises."""
     first_s, row.errors = check(op, problem)
-    limit = LIMIT if row.op in (rivals.OURS, rivals.PACKED) else RIVAL_LIMIT
+    limit = LIMIT if row.op in rivals.OWN else RIVAL_LIMIT
     if any(error is None or not error <= limit for error in row.errors.values()):
         row.note = "wrong"
         return

@@ -20,7 +20,8 @@ of the floor  the floor's time over the op's, forward / forward + backward / rep
 FLA's time    over the op's, forward / forward + backward / replayed: above 1× the op is faster
 
 --packed adds rows of the op on the same tokens as so many packed sequences, most of which end inside a tile
-(`rivals.py`); FLA isn't run so, and there is no ratio.
+(`rivals.py`); FLA isn't run so, and there is no ratio. --recompute adds rows of the op with `recompute=True`, which
+keeps nothing for the backward but the inputs.
 
 FLA 0.6 tunes itself at a new width for minutes. `tune_fla.py` does that once, and --fla-choices lets it choose the same
 again; what isn't stored there is still tuned. `--budget` is asked between rows: a row that has begun is finished.
@@ -33,6 +34,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fla-choices", type=Path, metavar="JSON", help="what tune_fla.py stored")
     parser.add_argument("--strength", choices=STRENGTHS, default="usual", help="logsigmoid(normal) / 16; −0.01; −8")
     parser.add_argument("--packed", action="store_true", help="also the op on the same tokens as packed sequences")
+    parser.add_argument("--recompute", action="store_true", help="also the op that trades time for memory")
     parser.add_argument("--sweep", action="store_true", help="T 512 … 32768, gates on channels, instead of --shapes")
     parser.add_argument("--forms", action="store_true", help="the forms of gla_ablate/ops/reference.py instead")
     parser.add_argument("--lengths", nargs="+", type=int, default=FORM_LENGTHS, metavar="T", help="of --forms")
@@ -83,11 +86,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def plan(shapes: list[Shape], kinds: list[str], present: list[str], packed: bool = False) -> list[Step]:
-    """FLA comes before ours, whose row shows the ratio."""
+def plan(shapes: list[Shape], kinds: list[str], present: list[str], own: Sequence[str] = (rivals.OURS,)) -> list[Step]:
+    """FLA comes before ours, whose rows show the ratio."""
     steps: list[Step] = []
     for shape in shapes:
-        linear = ["fla"] * ("fla" in present) + [rivals.OURS] + [rivals.PACKED] * packed
+        linear = ["fla"] * ("fla" in present) + list(own)
         steps += [(shape, kind, name) for kind in kinds for name in linear]
         steps += [(shape.softmax(), "softmax", name) for name in present if name != "fla"]
     return steps
@@ -115,7 +118,7 @@ def run(steps: list[Step], strength: str, ceilings: floors.Ceilings, record: dic
         except Exception as error:  # of any kind, a rival's or ours: it is the row's result, and the rest goes on
             row.note = f"failed: {rivals.reason(error)}"
         compare(row, fla, ceilings)
-        good = good and not (name in (rivals.OURS, rivals.PACKED) and row.note)
+        good = good and not (name in rivals.OWN and row.note)
         record["rows"].append(asdict(row))
         table.save(out, record)
         print(table.render(row), flush=True)
@@ -159,7 +162,8 @@ def main() -> int:
 
             fla_choices.preset(options.fla_choices)
         present = [name for name in options.rivals if name not in record["missing"]]
-        steps = plan(shapes, kinds, present, options.packed)
+        own = [rivals.OURS] + [rivals.PACKED] * options.packed + [rivals.RECOMPUTE] * options.recompute
+        steps = plan(shapes, kinds, present, own)
         good = run(steps, options.strength, ceilings, record, options.out, start + options.budget)
     if options.plot:
         try:

@@ -1,6 +1,6 @@
 """The op under test and the ops that it stands beside, all called as `op(q, k, v[, g]) -> o` on `[B, T, H, ·]`.
 
-packed   the op itself on packed sequences
+packed   the op itself on packed sequences; recompute: with nothing kept for the backward but the inputs
 fla      flash-linear-attention: `chunk_linear_attn`, `chunk_retention`, `chunk_simple_gla`, `chunk_gla`
 flash    softmax attention through PyTorch, FlashAttention backend, causal
 cudnn    the same through cuDNN
@@ -20,7 +20,8 @@ from gla_ablate.ops import gated_linear_attention
 
 Op = Callable[..., Tensor]
 
-OURS, PACKED = "gla_ablate", "gla_ablate packed"
+OURS, PACKED, RECOMPUTE = "gla_ablate", "gla_ablate packed", "gla_ablate recompute"
+OWN = (OURS, PACKED, RECOMPUTE)
 RIVALS = ("fla", "flash", "cudnn")
 SOFTMAX = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "math": SDPBackend.MATH}
 
@@ -34,11 +35,15 @@ def load(name: str, kind: str) -> Op:
         return softmax(SOFTMAX[name])
     if torch.cuda.is_available():
         import gla_ablate.ops.library  # noqa: F401 (for the time that it takes)
-    return ours if name == OURS else packed
+    return {OURS: ours, PACKED: packed, RECOMPUTE: frugal}[name]
 
 
 def ours(*given: Tensor) -> Tensor:
     return gated_linear_attention(*given)[0]
+
+
+def frugal(*given: Tensor) -> Tensor:
+    return gated_linear_attention(*given, recompute=True)[0]
 
 
 def packed(*given: Tensor) -> Tensor:

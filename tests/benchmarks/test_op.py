@@ -60,7 +60,7 @@ def test_more_of_a_gate_never_lowers_the_floor():
     assert found == sorted(found) and found[0] < found[2] < found[3]
 
 
-@pytest.mark.parametrize("name", [rivals.OURS, rivals.PACKED])
+@pytest.mark.parametrize("name", rivals.OWN)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_op_is_right_in_the_window_of_a_full_call(kind, name):
     _, errors = measure.check(rivals.load(name, kind), measure.pose(SMALL, kind, "usual", "cpu"))

@@ -53,6 +53,10 @@ LARGE = [
     for kind in KINDS
     for K, V in (((512, 512),) if GPU else ((512, 16), (16, 512)))
 ]
+SPANS = [
+    Case(strength="turning", T=220, H=1, chunk=32),
+    Case(strength="strong", T=220, H=1, chunk=32, lengths=(70, 0, 33, 117), group=2),
+]
 # tiles that end at odd places compile to other machine code, of which each is checked
 TAILS = [
     Case(kind=kind, K=K, V=V, T=70)
@@ -226,3 +230,13 @@ def test_the_copy_engine_brings_the_same(case: Case, monkeypatch: pytest.MonkeyP
         names = ["scan_kernel", "prepare_kernel", "steep_prepare_kernel"]
         names += ["channel_gradient_kernel", "steep_gradient_kernel"]
     assert described == {name: {(True, whole)} for name in names}
+
+
+@pytest.mark.parametrize("case", SPANS, ids=lambda case: case.id)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_program_that_looks_through_several_tiles(
+    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does for steep tiles where there are many: three of seven tiles are, and a program's last may not exist."""
+    monkeypatch.setattr(call, "BUSY", 0)
+    check(case, "triton", dtype)

@@ -19,7 +19,7 @@ KERNELS = {
     },
     "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},
 }
-RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "scale", "mild"}
+RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "scale", "mild"}
 
 
 @pytest.fixture
@@ -117,6 +117,25 @@ def test_the_first_look_finds_what_the_first_channels_show(
     gated_linear_attention(*(given[name] for name in ("q", "k", "v", "g")), chunk_size=32, backend="triton")
     assert found["survey_kernel"].unique().tolist() == [seen]
     assert found["prepare_kernel"].unique().tolist() == [steep]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "lengths", [[5, 0, 130, 64, 1], [0], [64] * 3, [1] * 300 + [900]], ids=["odd", "0", "64", "303"]
+)
+def test_where_tiles_and_chunks_of_packed_sequences_lie(lengths: list[int], dtype: torch.dtype) -> None:
+    q = torch.empty(1, sum(lengths), 1, 16, device=DEVICE)
+    packed = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).to(dtype)
+    own = calls.Call(q, q, q, None, packed, 1.0, 128)
+    found = {name: x.tolist() for name, x in own.tables.items() if x is not None}
+    n_tiles, n_chunks = ([-(-n // size) for n in lengths] for size in (own.bt, own.chunk))
+    tiles = [[i, j] for i, n in enumerate(n_tiles) for j in range(n)]
+    assert found["tiles"][: len(tiles)] == tiles
+    rest = found["tiles"][len(tiles) :]  # programs of no tile
+    assert rest == [[len(lengths) - 1, n_tiles[-1] + i] for i in range(len(rest))]
+    assert found["tile_base"] == [sum(n_tiles[:i]) for i in range(len(lengths))]
+    assert found["chunk_base"] == [sum(n_chunks[:i]) for i in range(len(lengths))]
+    assert found["order"] == sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
 def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(

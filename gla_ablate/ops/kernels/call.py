@@ -13,8 +13,12 @@ from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, NONE, TOKEN
+from gla_ablate.ops.kernels.packing import packing_kernel
 from gla_ablate.ops.kernels.tuning import Tuning, pieces, tuning
 
+SPAN = 4
+BUSY = 512  # programs: about what a chip runs at a time
+TABLES = ("tiles", "tile_base", "chunk_base", "order")
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
@@ -140,7 +144,7 @@ class Call:
         if self.group == 1:
             return self
         call = replace(self, q=self.k)
-        vars(call)["tables"] = self.tables  # which cost launches
+        vars(call)["tables"] = self.tables  # which cost a launch
         return call
 
     @property
@@ -176,7 +180,7 @@ class Call:
         if any(x.data_ptr() % 16 for x in given) or self.q.shape[0] * self.q.shape[1] >= 2**31:
             return None
         packed = None if self.cu_seqlens is None else self.cu_seqlens.dtype
-        size = (*self.q.shape[2:], *self.v.shape[2:], self.chunk)
+        size = (*self.q.shape[2:], *self.v.shape[2:], self.chunk, self.span)
         return self.q.device, self.q.dtype, self.kind, packed, self.whole, *size
 
     def count(self, size: int) -> int:
@@ -194,6 +198,11 @@ class Call:
         """Rows of a program that takes half a steep tile, where a half is as much as matrix units take."""
         return max(self.bt // 2, min(16, self.bt))
 
+    @cached_property
+    def span(self) -> int:
+        """Tiles that a program for steep ones looks through: to begin a program in vain takes longer than to look."""
+        return SPAN if self.tiles * self.heads * (self.bt // self.half) >= SPAN * BUSY else 1
+
     @property
     def matrices(self) -> int:
         """How many `survey_kernel` forms: to both borders of a tile, about the middle of blocks, and one a level."""
@@ -210,22 +219,15 @@ class Call:
 
     @cached_property
     def tables(self) -> dict[str, Tensor | None]:
-        """For packed sequences: (sequence, tile in it) of every tile, each sequence's first tile and first chunk."""
+        """For packed sequences what `packing_kernel` tells of them."""
         if self.cu_seqlens is None:
-            return {"cu_seqlens": None, "tiles": None, "tile_base": None, "chunk_base": None}
-        length = self.cu_seqlens.diff()
-        n_tiles, n_chunks = (-(-length // size) for size in (self.bt, self.chunk))
-        after = n_tiles.cumsum(0)
-        i = torch.arange(self.tiles, device=length.device, dtype=after.dtype)
-        # past the last tile the table names tiles past the end of the last sequence, whose programs return at once
-        n = torch.searchsorted(after, i, right=True).clamp_(max=self.sequences - 1)
-        tile_base = after - n_tiles
-        return {
-            "cu_seqlens": self.cu_seqlens,
-            "tiles": torch.stack((n, i - tile_base[n]), 1).to(torch.int32),
-            "tile_base": tile_base.to(torch.int32),
-            "chunk_base": (n_chunks.cumsum(0) - n_chunks).to(torch.int32),
-        }
+            return {"cu_seqlens": None, **dict.fromkeys(TABLES)}
+        sizes = {"tiles": (self.tiles, 2)}
+        made = {name: self.new(*sizes.get(name, (self.sequences,)), dtype=torch.int32) for name in TABLES}
+        given: dict[str, Tensor | None] = {"cu_seqlens": self.cu_seqlens, **made}
+        size = {"N": self.sequences, "COUNT": self.tiles, "BT": self.bt, "CHUNK": self.chunk}
+        launch(packing_kernel, self.sequences, self.key, **given, **size)
+        return given
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -235,7 +237,7 @@ class Call:
             "q": self.q, "k": self.k, "v": self.v, "g": self.g,
             "T": T, "NT": pieces(T, self.bt), "NC": pieces(T, self.chunk),
             "H": H, "GROUP": self.group, "K": K, "V": V,
-            "BT": self.bt, "TPC": self.chunk // self.bt,
+            "BT": self.bt, "TPC": self.chunk // self.bt, "COUNT": self.tiles, "SPAN": self.span,
             "BLOCK": self.numerics.block, "LEVELS": self.levels,
             "EXACT": self.numerics.exact, "BS": self.half, "INNER": (self.half // self.numerics.block).bit_length() - 1,
             "GATE": self.kind, "VARLEN": self.cu_seqlens is not None, "WHOLE": self.whole,

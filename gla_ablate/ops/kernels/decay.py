@@ -80,6 +80,14 @@ def is_steep(early, late, mild):
 
 
 @triton.jit
+def some_steep(steep, i_t, i_h, COUNT, H: tl.constexpr, SPAN: tl.constexpr):
+    """Whether one of SPAN tiles from `i_t` on is marked steep. Past the end of packed sequences a mark is anything."""
+    o_t = i_t + tl.arange(0, SPAN)
+    marks = tl.load(steep + o_t.to(tl.int64) * H + i_h, mask=o_t < COUNT, other=0)
+    return tl.max((marks != 0).to(tl.int32), axis=0) > 0
+
+
+@triton.jit
 def matrix(sums, i: tl.constexpr, N: tl.constexpr, BT: tl.constexpr):
     """Of `survey_kernel`, for the first N rows alone. From memory: matrix units find it there without a register."""
     o_i = tl.arange(0, N)

@@ -74,8 +74,14 @@ def prepare(call: Call) -> Saved:
         size = call.shape[3], n, call.tuning(kernel).bk
         given = rows(call, kernel, n, q=call.q, k=call.k, g=call.g)
         given |= {"qg": (saved.read, *size), "kg": (saved.write, *size)}
-        call.run(kernel, call.tiles * (call.bt // n), **engine(call, kernel, given), **kept, sums=saved.sums)
+        call.run(kernel, programs(call, kernel, n), **engine(call, kernel, given), **kept, sums=saved.sums)
     return saved
+
+
+def programs(call: Call, kernel: Any, n: int) -> int:
+    """A head, of a kernel over tiles whose programs take n rows of one."""
+    span = call.span if kernel in (steep_prepare_kernel, steep_gradient_kernel) else 1
+    return pieces(call.tiles, span) * (call.bt // n)
 
 
 Matrix = tuple[Tensor, int, int, int]  # a tensor, and how it is read: rows of so many numbers, in tiles of two sizes
@@ -263,7 +269,7 @@ def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, T
         written = out
         if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
             given, written = given | rows(call, kernel, n, **out), {}
-        call.run(kernel, call.tiles * (call.bt // n), **engine(call, kernel, given), **written, **kept)
+        call.run(kernel, programs(call, kernel, n), **engine(call, kernel, given), **written, **kept)
     if dg is not None:
         dg = gathered(dg.sum(0), call.group, 0) if call.kind == HEAD else gathered(dg, call.group)
     return out["dq"], gathered(out["dk"], call.group), dg

@@ -15,7 +15,17 @@ import triton
 import triton.language as tl
 
 from gla_ablate.ops.kernels.common import across, beside, chunk_of, locate, store
-from gla_ablate.ops.kernels.decay import between, centred, clipped, collected, gates, is_later, matrices, summed
+from gla_ablate.ops.kernels.decay import (
+    between,
+    centred,
+    clipped,
+    collected,
+    gates,
+    is_later,
+    matrices,
+    some_steep,
+    summed,
+)
 from gla_ablate.ops.kernels.parts import parts, product, turned
 
 
@@ -150,35 +160,40 @@ def half_tile(
         store(dg, tl.trans(b_dg), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
 
 
-@triton.jit(do_not_specialize=["T", "NT", "NC"])
+@triton.jit(do_not_specialize=["T", "NT", "NC", "COUNT"])
 def steep_gradient_kernel(
-    q, k, g, halves, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
+    q, k, g, halves, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, chunk_base, scale, T, NT, NC, COUNT,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, TPC: tl.constexpr,
-    BK: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
-    VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BK: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, SPAN: tl.constexpr,
+    STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk, dg `[B, T, HQ, K]` of tiles marked steep, from what `channel_gradient_kernel` takes.
-    Grid: tiles · HQ · BT/BS."""
+    """dq, dk, dg `[B, T, HQ, K]` of tiles marked steep, from what `channel_gradient_kernel` takes. A program takes half
+    of each of SPAN tiles, one after the other. Grid: tiles/SPAN · HQ · BT/BS."""
     HQ: tl.constexpr = H * GROUP
     N: tl.constexpr = BT // BS
-    pid = tl.program_id(0)
-    i_e, i_q, i_t = pid % N, (pid // N) % HQ, pid // (N * HQ)
-    i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
-    if i_s * BT >= length:
-        return
-    tile, tile_q = i_t.to(tl.int64) * H + i_q // GROUP, i_t.to(tl.int64) * HQ + i_q
-    if tl.load(steep + tile) == 0:
-        return
     R: tl.constexpr = TPC * BT
-    chunk, i_r = chunk_of(i_n, i_s, i_q, chunk_base, NC, HQ, TPC, VARLEN), i_s % TPC * BT
-    if N == 1 or i_e == 0:
-        half_tile(
-            q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length, i_q,
-            scale, H, GROUP, K, BT, BS, R, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, EXACT, DTYPE, PRECISION,
-        )  # fmt: skip
-    else:
-        half_tile(
-            q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length, i_q,
-            scale, H, GROUP, K, BT, BS, R, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, EXACT, DTYPE, PRECISION,
-        )  # fmt: skip
+    pid = tl.program_id(0)
+    i_e, i_q, begin = pid % N, (pid // N) % HQ, pid // (N * HQ) * SPAN
+    i_h = i_q // GROUP
+    if not some_steep(steep, begin, i_h, COUNT, H, SPAN):
+        return
+    # nothing is kept from one tile to the next: there are no registers to keep it in
+    for i in tl.range(0, tl.minimum(COUNT - begin, SPAN), num_stages=1, disable_licm=True):
+        i_t = begin + i
+        i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+        tile, tile_q = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
+        if (i_s * BT < length) & (tl.load(steep + tile) != 0):
+            chunk, i_r = chunk_of(i_n, i_s, i_q, chunk_base, NC, HQ, TPC, VARLEN), i_s % TPC * BT
+            if N == 1 or i_e == 0:
+                half_tile(
+                    q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length,
+                    i_q, scale, H, GROUP, K, BT, BS, R, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, EXACT,
+                    DTYPE, PRECISION,
+                )  # fmt: skip
+            else:
+                half_tile(
+                    q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length,
+                    i_q, scale, H, GROUP, K, BT, BS, R, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, EXACT,
+                    DTYPE, PRECISION,
+                )  # fmt: skip

@@ -12,7 +12,17 @@ import triton
 import triton.language as tl
 
 from gla_ablate.ops.kernels.common import across, locate, store
-from gla_ablate.ops.kernels.decay import between, centred, clipped, gates, half_sums, is_later, matrices, summed
+from gla_ablate.ops.kernels.decay import (
+    between,
+    centred,
+    clipped,
+    gates,
+    half_sums,
+    is_later,
+    matrices,
+    some_steep,
+    summed,
+)
 from gla_ablate.ops.kernels.parts import parts, product, turned
 from gla_ablate.ops.kernels.prepare import keep_decay
 
@@ -84,31 +94,35 @@ def half_scores(
         tl.store(p_a + other, cross.to(scores.dtype.element_ty))  # zero above the diagonal
 
 
-@triton.jit(do_not_specialize=["T", "NT"])
+@triton.jit(do_not_specialize=["T", "NT", "COUNT"])
 def steep_prepare_kernel(
-    q, k, g, qg, kg, decay, halves, scores, steep, sums, cu_seqlens, tiles, scale, T, NT,
+    q, k, g, qg, kg, decay, halves, scores, steep, sums, cu_seqlens, tiles, scale, T, NT, COUNT,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr,
-    BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr,
-    DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, SPAN: tl.constexpr, STAGES: tl.constexpr,
+    VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All that `prepare_kernel` gives but `steep`, of tiles marked steep. Grid: tiles · HQ · BT/BS."""
+    """All that `prepare_kernel` gives but `steep`, of tiles marked steep. A program takes half of each of SPAN tiles,
+    one after the other. Grid: tiles/SPAN · HQ · BT/BS."""
     HQ: tl.constexpr = H * GROUP
     N: tl.constexpr = BT // BS
     pid = tl.program_id(0)
-    i_e, i_q, i_t = pid % N, (pid // N) % HQ, pid // (N * HQ)
-    _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
-    if i_s * BT >= length:
+    i_e, i_q, begin = pid % N, (pid // N) % HQ, pid // (N * HQ) * SPAN
+    i_h = i_q // GROUP
+    if not some_steep(steep, begin, i_h, COUNT, H, SPAN):
         return
-    tile, tile_q = i_t.to(tl.int64) * H + i_q // GROUP, i_t.to(tl.int64) * HQ + i_q
-    if tl.load(steep + tile) == 0:
-        return
-    if N == 1 or i_e == 0:
-        half_scores(
-            q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale, H, GROUP, K, BT,
-            BS, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, DTYPE, PRECISION,
-        )  # fmt: skip
-    else:
-        half_scores(
-            q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale, H, GROUP, K, BT,
-            BS, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, DTYPE, PRECISION,
-        )  # fmt: skip
+    # nothing is kept from one tile to the next: there are no registers to keep it in
+    for i in tl.range(0, tl.minimum(COUNT - begin, SPAN), num_stages=1, disable_licm=True):
+        i_t = begin + i
+        _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+        tile, tile_q = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
+        if (i_s * BT < length) & (tl.load(steep + tile) != 0):
+            if N == 1 or i_e == 0:
+                half_scores(
+                    q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale, H,
+                    GROUP, K, BT, BS, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, DTYPE, PRECISION,
+                )  # fmt: skip
+            else:
+                half_scores(
+                    q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale, H,
+                    GROUP, K, BT, BS, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, DTYPE, PRECISION,
+                )  # fmt: skip

@@ -56,7 +56,8 @@ def step(
 
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
 def scan_kernel(
-    a, b, x, scores, g, decay, start, states, o, end, cu_seqlens, tile_base, chunk_base, scale, T, NT, NC, SEG, NSEG,
+    a, b, x, scores, g, decay, start, states, o, end, cu_seqlens, tile_base, chunk_base, order, scale, T, NT, NC, SEG,
+    NSEG,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
     STORE_STATES: tl.constexpr, STORE_O: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr,
@@ -90,6 +91,7 @@ def scan_kernel(
     twin = 0 if REVERSE else i_q % GROUP  # of the programs that make the same state, the first stores it
     i_n, segment = i_g // NSEG, i_g % NSEG
     if VARLEN:
+        i_n = tl.load(order + i_n)  # from the longest on
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = (tl.load(cu_seqlens + i_n + 1) - first).to(tl.int32)
         n_tiles = tl.cdiv(length, BT)
@@ -105,7 +107,7 @@ def scan_kernel(
     o_v = i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
     m_i = o_i < BT
-    head = i_g.to(tl.int64) * HB + i_b
+    head = (i_n * NSEG + segment).to(tl.int64) * HB + i_b
     s = slices(start + head * K * V if HAS_START else 0, o_v, 0, NS, BK, K, V, HAS_START)
     begin = segment * SEG
     stop = tl.minimum(begin + SEG, n_tiles)

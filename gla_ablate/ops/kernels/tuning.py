@@ -65,6 +65,8 @@ def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int) -> Tuning:
         return Tuning(128, 128, 8, 2) if K <= 256 else Tuning(128, 64, 8, 1)
     if kernel == "segments_kernel":
         return Tuning(32, 64, 4, 1)
+    if kernel == "survey_kernel":
+        return Tuning(num_warps=1)
     if kernel == "products_kernel":
         if not narrow:
             return Tuning(32, 32, 4, 1)
