@@ -124,7 +124,7 @@ def test_the_first_look_finds_what_the_first_channels_show(
     "lengths", [[5, 0, 130, 64, 1], [0], [64] * 3, [1] * 300 + [900]], ids=["odd", "0", "64", "303"]
 )
 def test_where_tiles_and_chunks_of_packed_sequences_lie(lengths: list[int], dtype: torch.dtype) -> None:
-    q = torch.empty(1, sum(lengths), 1, 16, device=DEVICE)
+    q = torch.empty(1, sum(lengths), 1, 16, device=DEVICE, dtype=torch.bfloat16)
     packed = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).to(dtype)
     own = calls.Call(q, q, q, None, packed, 1.0, 128)
     found = {name: x.tolist() for name, x in own.tables.items() if x is not None}
@@ -135,7 +135,18 @@ def test_where_tiles_and_chunks_of_packed_sequences_lie(lengths: list[int], dtyp
     assert rest == [[len(lengths) - 1, n_tiles[-1] + i] for i in range(len(rest))]
     assert found["tile_base"] == [sum(n_tiles[:i]) for i in range(len(lengths))]
     assert found["chunk_base"] == [sum(n_chunks[:i]) for i in range(len(lengths))]
-    assert found["order"] == sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    # segments: from the longest sequence on, each of whole chunks, together all tiles
+    assert own.segments.size == 8
+    segments, at, rest = [], {}, found["segments"]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        count = 2 if n_tiles[i] >= 12 else 1
+        assert found["own_segments"][i] == [len(segments), count]
+        segments += [mark for mark in rest if mark[0] == i]
+        at[i] = [mark[1:] for mark in rest if mark[0] == i]
+        assert len(at[i]) == count
+        assert [begin for begin, _ in at[i]] == [0, *(stop for _, stop in at[i][:-1])] and at[i][-1][1] == n_tiles[i]
+        assert all(begin % (own.chunk // own.bt) == 0 for begin, _ in at[i])
+    assert rest[: len(segments)] == segments and all(mark[0] == -1 for mark in rest[len(segments) :])
 
 
 def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -14,11 +14,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, NONE, TOKEN
 from gla_ablate.ops.kernels.packing import packing_kernel
+from gla_ablate.ops.kernels.scan import scan_kernel
 from gla_ablate.ops.kernels.tuning import Tuning, pieces, tuning
 
 SPAN = 4
 BUSY = 512  # programs: about what a chip runs at a time
-TABLES = ("tiles", "tile_base", "chunk_base", "order")
+FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
+SHORTEST = 8  # tiles in a segment
+TABLES = ("tiles", "tile_base", "chunk_base", "segments", "own_segments")
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
@@ -102,6 +105,16 @@ def describe(x: Tensor, width: int, rows: int, columns: int) -> TensorDescriptor
     return made
 
 
+class Segments(NamedTuple):
+    """Tiles of one (of packed sequences: about), how many a sequence has if all have as many, how many there are at
+    most, and whether any sequence has several."""
+
+    size: int
+    each: int
+    total: int
+    cut: bool
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the op: its sizes, where its sequences, tiles and chunks lie, and every launch argument that follows.
@@ -144,7 +157,7 @@ class Call:
         if self.group == 1:
             return self
         call = replace(self, q=self.k)
-        vars(call)["tables"] = self.tables  # which cost a launch
+        vars(call).update(tables=self.tables, segments=self.segments)  # the first cost a launch
         return call
 
     @property
@@ -222,12 +235,33 @@ class Call:
         """For packed sequences what `packing_kernel` tells of them."""
         if self.cu_seqlens is None:
             return {"cu_seqlens": None, **dict.fromkeys(TABLES)}
-        sizes = {"tiles": (self.tiles, 2)}
-        made = {name: self.new(*sizes.get(name, (self.sequences,)), dtype=torch.int32) for name in TABLES}
+        n, cut = self.sequences, self.segments
+        sizes = {"tiles": (self.tiles, 2), "segments": (cut.total, 3), "own_segments": (n, 2)}
+        made = {name: self.new(*sizes.get(name, (n,)), dtype=torch.int32) for name in TABLES}
         given: dict[str, Tensor | None] = {"cu_seqlens": self.cu_seqlens, **made}
-        size = {"N": self.sequences, "COUNT": self.tiles, "BT": self.bt, "CHUNK": self.chunk}
-        launch(packing_kernel, self.sequences, self.key, **given, **size)
+        numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "SEGMENTS": cut.total}
+        shape = {"BT": self.bt, "TPC": self.chunk // self.bt}
+        launch(packing_kernel, n, self.key, **given, **numbers, **shape)
         return given
+
+    @cached_property
+    def segments(self) -> Segments:
+        """How sequences are cut for the scan: where its programs, each a sequence, would leave most of a chip idle."""
+        programs = self.heads * pieces(self.shape[4], self.tuning(scan_kernel).bv)
+        multiple = self.chunk // self.bt
+        if self.cu_seqlens is None:
+            tiles = pieces(self.shape[1], self.bt)
+            count = min(FILLED // max(programs * self.sequences, 1), tiles // SHORTEST)
+            if count < 3:  # what going over the sequence twice would cost
+                return Segments(max(tiles, 1), 1, self.sequences, False)
+            size = pieces(pieces(tiles, count), multiple) * multiple
+            return Segments(size, pieces(tiles, size), self.sequences * pieces(tiles, size), True)
+        # lengths are on the device: cut what alone would take longer than half of all, evenly shared out
+        tiles = pieces(self.shape[1], self.bt)
+        filled = FILLED if self.shape[3] > 128 else 2 * FILLED  # smaller states leave room for a second program
+        size = max(pieces(tiles * programs, 2 * filled), SHORTEST)
+        size = pieces(size, multiple) * multiple
+        return Segments(size, 1, self.sequences + self.tiles // size, 2 * tiles >= 3 * size)
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -237,6 +271,7 @@ class Call:
             "q": self.q, "k": self.k, "v": self.v, "g": self.g,
             "T": T, "NT": pieces(T, self.bt), "NC": pieces(T, self.chunk),
             "H": H, "GROUP": self.group, "K": K, "V": V,
+            "SEG": self.segments.size, "NSEG": self.segments.each,
             "BT": self.bt, "TPC": self.chunk // self.bt, "COUNT": self.tiles, "SPAN": self.span,
             "BLOCK": self.numerics.block, "LEVELS": self.levels,
             "EXACT": self.numerics.exact, "BS": self.half, "INNER": (self.half // self.numerics.block).bit_length() - 1,

@@ -1,7 +1,7 @@
 """Runs the kernels: `forward` and `backward` on contiguous tensors that `gla_ablate.ops.op` has checked.
 
 Forward:  prepare (gates on channels) or scores → scan.   Backward: scan reversed → products → gradient. Where a scan
-would leave most of the chip idle: scan of segments from zero → segments → scan of segments.
+would leave most of the chip idle: states of segments from zero → segments → scan of segments.
 No buffer has K channels of decay for a gate without. What `forward` kept, `backward` takes; what it didn't, it forms
 anew.
 """
@@ -25,10 +25,8 @@ from gla_ablate.ops.kernels.products import products_kernel
 from gla_ablate.ops.kernels.scan import scan_kernel
 from gla_ablate.ops.kernels.scores import scores_kernel
 from gla_ablate.ops.kernels.segments import segments_kernel
+from gla_ablate.ops.kernels.states import states_kernel
 from gla_ablate.ops.kernels.tuning import pieces
-
-FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
-SHORTEST = 8  # tiles in a segment
 
 
 class Saved(NamedTuple):
@@ -102,44 +100,61 @@ def engine(call: Call, kernel: Any, matrices: dict[str, Matrix]) -> dict[str, An
 
 
 def scan(
-    call: Call, saved: Saved, x: Tensor, start: Tensor | None, *, reverse: bool, keep_states: bool, keep_o: bool,
-    keep_end: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    call: Call, saved: Saved, x: Tensor, start: Tensor | None, *, reverse: bool, keep_states: bool, keep_end: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """o, the states at every chunk, and at the end `[N, H, K, V]`. Reversed dv, the states' gradients and the initial
     state's: of each query head its part."""
-    programs = call.sequences * pieces(call.shape[4], call.tuning(scan_kernel).bv)
-    tiles, count = segments(pieces(call.shape[1], call.bt), programs * call.heads, call.chunk // call.bt)
-    if not (reverse or keep_o):
-        call, saved = call.ungrouped, saved._replace(read=saved.write)  # query heads have no part in it
-    B, T, _, K, V = call.shape
+    B, T, _, _, V = call.shape
     a, b = (saved.write, saved.read) if reverse else (saved.read, saved.write)
     heads = call.heads if reverse else call.shape[2]
-    o = x.new_empty(B, T, call.heads, V) if keep_o else None
+    o = x.new_empty(B, T, call.heads, V)
     states = call.new_states(heads) if keep_states else None
     end = call.new_end(heads) if keep_end else None
     start = shared_out(start, call.group) if reverse else start
-    given = {**operands(call, saved, a, b, x, o), "decay": saved.decay, "REVERSE": reverse}
-    size = {"SEG": tiles, "NSEG": count}
-    if count > 1:
-        ends, starts = (call.new(call.sequences, count, heads, K, V, dtype=torch.float32) for _ in range(2))
-        # states alone, which query heads have no part in forward
-        plain = call if reverse else call.ungrouped
-        plain.run(
-            scan_kernel, programs * count, **{**given, "o": None}, **size, start=None, states=None, end=ends,
-            HAS_START=False, STORE_STATES=False, STORE_O=False, STORE_END=True,
-        )  # fmt: skip
-        block = call.tuning(segments_kernel)
-        plain.run(
-            segments_kernel, call.sequences * pieces(K, block.bk) * pieces(V, block.bv), **size, ends=ends,
-            decay=saved.decay, start=start, starts=starts, end=end, REVERSE=reverse, HAS_START=start is not None,
-            STORE_END=keep_end,
-        )  # fmt: skip
-        start, keep_end = starts, False
     call.run(
-        scan_kernel, programs * count, **given, **size, start=start, states=states, end=end if keep_end else None,
-        HAS_START=start is not None, STORE_STATES=keep_states, STORE_O=keep_o, STORE_END=keep_end,
+        scan_kernel, call.segments.total * pieces(V, call.tuning(scan_kernel).bv),
+        **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": saved.scores}), start=start,
+        borders=borders(call, saved, x, start, reverse), states=states, end=end, decay=saved.decay, REVERSE=reverse,
+        HAS_START=start is not None, CUT=call.segments.cut, STORE_STATES=keep_states, STORE_END=keep_end,
     )  # fmt: skip
     return o, states, end
+
+
+def states(call: Call, saved: Saved, x: Tensor, start: Tensor | None) -> Tensor:
+    """At every chunk, `[chunks, H, V, K]`: of the forward pass, whose output isn't needed."""
+    call = call.ungrouped
+    made = call.new_states(call.heads)
+    states_pass(
+        call, saved.write, x, saved.decay, start=start, borders=borders(call, saved, x, start, False), states=made,
+        REVERSE=False, HAS_START=start is not None, CUT=call.segments.cut, ENDS=False,
+    )  # fmt: skip
+    return made
+
+
+def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: bool) -> Tensor | None:
+    """What each segment of a scan begins with, `[segments, heads, K, V]`; None where sequences are not cut."""
+    if not call.segments.cut:
+        return None
+    if not reverse:
+        call = call.ungrouped  # query heads have no part in it
+    _, _, _, K, V = call.shape
+    made = call.new(call.segments.total, call.heads, K, V, dtype=torch.float32)
+    states_pass(
+        call, saved.read if reverse else saved.write, x, saved.decay, start=None, borders=made, states=None,
+        REVERSE=reverse, HAS_START=False, CUT=False, ENDS=True,
+    )  # fmt: skip
+    block = call.tuning(segments_kernel)
+    call.run(
+        segments_kernel, call.sequences * pieces(K, block.bk) * pieces(V, block.bv), decay=saved.decay, start=start,
+        borders=made, REVERSE=reverse, HAS_START=start is not None,
+    )  # fmt: skip
+    return made
+
+
+def states_pass(call: Call, b: Tensor, x: Tensor, decay: Tensor | None, **own: Any) -> None:
+    block = call.tuning(states_kernel)
+    programs = call.segments.total * pieces(call.shape[3], block.bk) * pieces(call.shape[4], block.bv)
+    call.run(states_kernel, programs, **operands(call, states_kernel, {"b": b}, {"x": x}, {}), decay=decay, **own)
 
 
 def shared_out(x: Tensor | None, group: int) -> Tensor | None:
@@ -156,32 +171,25 @@ def gathered(x: Tensor, group: int, dim: int = 2) -> Tensor:
     return x if group == 1 else x.unflatten(dim, (-1, group)).sum(dim + 1)
 
 
-def operands(call: Call, saved: Saved, a: Tensor, b: Tensor, x: Tensor, o: Tensor | None) -> dict[str, Any]:
-    """The operands of `scan_kernel`, through the chip's copy engine where they can be and it pays."""
+def operands(
+    call: Call, kernel: Any, tiles: dict[str, Tensor], values: dict[str, Tensor], scores: dict[str, Tensor]
+) -> dict[str, Any]:
+    """The operands of a scan, through the chip's copy engine where they can be and it pays."""
     _, _, _, K, V = call.shape
-    most = call.tuning(scan_kernel)
-    plain = {"a": a, "b": b, "scores": saved.scores, "x": x, "o": o, "DESC": False, "DESC_X": False}
+    most = call.tuning(kernel)
+    plain = {**tiles, **scores, **values, "DESC": False, "DESC_X": False}
     channel = call.kind == CHANNEL
     if most.bk >= K or not (channel or K % most.bk == 0):  # at one slice of K pointers are as fast, and cost less here
         return plain
-    tiles = {name: describe(y, K if channel else y.shape[2] * K, call.bt, most.bk) for name, y in (("a", a), ("b", b))}
-    tiles["scores"] = describe(saved.scores, call.bt, call.bt, call.bt)
-    if None in tiles.values():
+    made = {name: describe(y, K if channel else y.shape[2] * K, call.bt, most.bk) for name, y in tiles.items()}
+    made |= {name: describe(y, call.bt, call.bt, call.bt) for name, y in scores.items()}
+    if None in made.values():
         return plain
     even = call.whole and V % most.bv == 0  # else a tile holds rows or columns of its neighbour
-    values = {name: describe(y, y.shape[2] * V, call.bt, most.bv) for name, y in (("x", x), ("o", o)) if y is not None}
-    if not even or None in values.values() or x.dtype != call.numerics.store:
-        values = {}
-    return {**plain, **tiles, **values, "DESC": True, "DESC_X": bool(values)}
-
-
-def segments(tiles: int, programs: int, multiple: int) -> tuple[int, int]:
-    """Tiles a segment, and how many there are: more than one where `programs` leave most of a chip idle for long."""
-    count = min(FILLED // max(programs, 1), tiles // SHORTEST)
-    if count < 3:  # what going over the sequence twice would cost
-        return max(tiles, 1), 1
-    size = pieces(pieces(tiles, count), multiple) * multiple
-    return size, pieces(tiles, size)
+    own = {name: describe(y, y.shape[2] * V, call.bt, most.bv) for name, y in values.items()}
+    if not even or None in own.values() or values["x"].dtype != call.numerics.store:
+        own = {}
+    return {**plain, **made, **own, "DESC": True, "DESC_X": bool(own)}
 
 
 def forward(
@@ -192,11 +200,8 @@ def forward(
     with torch.cuda.device_of(q):
         call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start,))
         saved = prepare(call)
-        o, states, end = scan(
-            call, saved, v, start, reverse=False, keep_states=keep_states, keep_o=True, keep_end=keep_end
-        )
-        assert o is not None
-        return o, end, saved._replace(states=states)
+        o, kept, end = scan(call, saved, v, start, reverse=False, keep_states=keep_states, keep_end=keep_end)
+        return o, end, saved._replace(states=kept)
 
 
 def backward(
@@ -208,12 +213,8 @@ def backward(
         call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start, do, d_end, *(saved or ())))
         if saved is None:
             saved = prepare(call)
-            _, states, _ = scan(call, saved, v, start, reverse=False, keep_states=True, keep_o=False, keep_end=False)
-            saved = saved._replace(states=states)
-        dv, d_states, d_start = scan(
-            call, saved, do, d_end, reverse=True, keep_states=True, keep_o=True, keep_end=start is not None
-        )
-        assert dv is not None
+            saved = saved._replace(states=states(call, saved, v, start))
+        dv, d_states, d_start = scan(call, saved, do, d_end, reverse=True, keep_states=True, keep_end=start is not None)
         inner = products(call, saved, do, d_states)
         del d_states
         dq, dk, dg = gradients(call, saved, inner)

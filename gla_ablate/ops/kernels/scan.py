@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, row_decay, tile_decay
+from gla_ablate.ops.kernels.states import entering, segment_at, sequence_at, weighed
 
 _NONE = tl.constexpr(NONE)
 _CHANNEL = tl.constexpr(CHANNEL)
@@ -13,19 +14,20 @@ _CHANNEL = tl.constexpr(CHANNEL)
 
 @triton.jit
 def slices(
-    p, o_v, i: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, K: tl.constexpr, V: tl.constexpr, LOAD: tl.constexpr
-):
+    p, known, o_v, i: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    LOAD: tl.constexpr,
+):  # fmt: skip
     """The state as slices `[BV, BK]` i … N − 1 of its transpose, from `[K, V]` or zero."""
     if LOAD:
         o_k = i * BK + tl.arange(0, BK)
-        b = tl.load(p + o_k[None, :] * V + o_v[:, None], mask=(o_v < V)[:, None] & (o_k < K)[None, :], other=0.0)
-        b = b.to(tl.float32)
+        m = (o_v < V)[:, None] & (o_k < K)[None, :] & known
+        b = tl.load(p + o_k[None, :] * V + o_v[:, None], mask=m, other=0.0).to(tl.float32)
     else:
         b = tl.zeros([o_v.shape[0], BK], dtype=tl.float32)
     if i == N - 1:
         return (b,)
     else:
-        return (b,) + slices(p, o_v, i + 1, N, BK, K, V, LOAD)
+        return (b,) + slices(p, known, o_v, i + 1, N, BK, K, V, LOAD)
 
 
 @triton.jit
@@ -56,20 +58,20 @@ def step(
 
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
 def scan_kernel(
-    a, b, x, scores, g, decay, start, states, o, end, cu_seqlens, tile_base, chunk_base, order, scale, T, NT, NC, SEG,
-    NSEG,
+    a, b, x, scores, g, decay, start, borders, states, o, end, cu_seqlens, tile_base, chunk_base, segments, scale,
+    T, NT, NC, SEG, NSEG,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
-    STORE_STATES: tl.constexpr, STORE_O: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr,
-    DESC: tl.constexpr, DESC_X: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    CUT: tl.constexpr, STORE_STATES: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr,
+    DESC_X: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tile by tile o = A x + â S and S ← decay · S + b̂ᵀ x; `states` `[chunks, HB, V, K]` hold S as chunks meet it.
 
     Forward, a = q, b = k, x = v; â carries scale and the decay from the tile's start, b̂ that to its end. Backward in
     time the roles of â and b̂ are swapped, a = k, b = q, x = do, with Aᵀ: o is dv, and `states` are the gradients of the
     state at each chunk's end. For gates on channels a and b are qg and kg of `prepare_kernel`, `[tiles, HA or HB, BT,
-    K]`. scores `[tiles, HQ, BT, BT]`; start, end `[N, NSEG, HB, K, V]`, fp32, of each segment of SEG tiles.
-    Grid: N · NSEG · HQ · V/BV.
+    K]`. scores `[tiles, HQ, BT, BT]`; start, end `[N, HB, K, V]` and, CUT, borders `[segments, HB, K, V]`, what each
+    segment begins with, fp32. Grid: segments · HQ · V/BV.
 
     Each query head of a group goes its own way: forward from the same b and x, so that one of them stores the state;
     backward it makes its own part of dv and of the state's gradient, both `HQ` heads, which are sums over the group.
@@ -84,35 +86,24 @@ def scan_kernel(
     TILED: tl.constexpr = GATE == _CHANNEL
     MASK: tl.constexpr = DESC and not TILED and not DESC_X  # a tile's last rows may be another sequence's
     pid = tl.program_id(0)
-    i_v, i_q, i_g = pid % NV, (pid // NV) % HQ, pid // (NV * HQ)
+    i_v, i_q, i = pid % NV, (pid // NV) % HQ, pid // (NV * HQ)
     i_h = i_q // GROUP
     i_a = i_h if REVERSE else i_q
     i_b = i_q if REVERSE else i_h
     twin = 0 if REVERSE else i_q % GROUP  # of the programs that make the same state, the first stores it
-    i_n, segment = i_g // NSEG, i_g % NSEG
-    if VARLEN:
-        i_n = tl.load(order + i_n)  # from the longest on
-        first = tl.load(cu_seqlens + i_n).to(tl.int64)
-        length = (tl.load(cu_seqlens + i_n + 1) - first).to(tl.int32)
-        n_tiles = tl.cdiv(length, BT)
-        t_base = tl.load(tile_base + i_n)
-        c_base = tl.load(chunk_base + i_n)
-    else:
-        first = i_n.to(tl.int64) * T
-        length = T
-        n_tiles = NT
-        t_base = i_n * NT
-        c_base = i_n * NC
+    i_n, begin, stop = segment_at(i, segments, SEG, NSEG, NT, VARLEN)
+    if VARLEN:  # noqa: SIM102 (known when compiled, which the next isn't)
+        if i_n < 0:
+            return
+    first, length, t_base, n_tiles, c_base = sequence_at(i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT, VARLEN)
     o_i = tl.arange(0, BT)
     o_v = i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
     m_i = o_i < BT
-    head = (i_n * NSEG + segment).to(tl.int64) * HB + i_b
-    s = slices(start + head * K * V if HAS_START else 0, o_v, 0, NS, BK, K, V, HAS_START)
-    begin = segment * SEG
-    stop = tl.minimum(begin + SEG, n_tiles)
-    for i in tl.range(begin, stop, num_stages=STAGES):
-        i_s = begin + stop - 1 - i if REVERSE else i
+    p_start, known = entering(start, borders, i_n, i, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
+    s = slices(p_start, known, o_v, 0, NS, BK, K, V, HAS_START or CUT)
+    for j in tl.range(begin, stop, num_stages=STAGES):
+        i_s = begin + stop - 1 - j if REVERSE else j
         i_t = t_base + i_s
         row_d, row_w = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
         m_t = i_s * BT + o_i < length
@@ -126,54 +117,48 @@ def scan_kernel(
             row_a, col_a, width_a = row_x, i_a * K, HA * K
             row_b, col_b, width_b = row_x, i_b * K, HB * K
             m_r = m_t
+        prefix, suffix = 0.0, 0.0
         if GATE != _NONE and GATE != _CHANNEL:
             prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
         meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
         if STORE_STATES:  # noqa: SIM102 (known when compiled, which the next isn't)
             if meets & (twin == 0):
                 p_s = states + ((c_base + i_s // TPC).to(tl.int64) * HB + i_b) * K * V
-                for j in tl.static_range(NS):
-                    o_k = j * BK + tl.arange(0, BK)
-                    b_s = s[j].to(states.dtype.element_ty)
+                for n in tl.static_range(NS):
+                    o_k = n * BK + tl.arange(0, BK)
+                    b_s = s[n].to(states.dtype.element_ty)
                     tl.store(p_s + o_v[:, None] * K + o_k[None, :], b_s, mask=m_v[:, None] & (o_k < K)[None, :])
-        if STORE_O:
-            # everything transposed, [BV, BT], so that S comes from registers; A is read as Aᵀ or not: some Tritons
-            # miscompile the transpose of a result on its way into a product, but not that of what was loaded
-            acc = tl.zeros([BV, BT], dtype=tl.float32)
-            for j in tl.static_range(NS):
-                m_k = j * BK + tl.arange(0, BK) < K
-                b_a = block(a, row_a, col_a + j * BK, width_a, m_r, m_k, DESC).to(DTYPE)
-                acc = tl.dot(s[j].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
-            if GATE != _CHANNEL:
-                if GATE != _NONE:
-                    acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
-                if not REVERSE:
-                    acc *= scale
-            b_w = block(scores, row_w * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
+        # everything transposed, [BV, BT], so that S comes from registers; A is read as Aᵀ or not: some Tritons
+        # miscompile the transpose of a result on its way into a product, but not that of what was loaded
+        acc = tl.zeros([BV, BT], dtype=tl.float32)
+        for n in tl.static_range(NS):
+            m_k = n * BK + tl.arange(0, BK) < K
+            b_a = block(a, row_a, col_a + n * BK, width_a, m_r, m_k, DESC).to(DTYPE)
+            acc = tl.dot(s[n].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
+        if GATE != _CHANNEL:
+            if GATE != _NONE:
+                acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
             if not REVERSE:
-                b_w = tl.trans(b_w)
-            acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
-            b_o = tl.trans(acc.to(DTYPE))
-            if DESC_X:
-                o.store([row_x.to(tl.int32), i_q * V + i_v * BV], b_o)
-            else:
-                p_o = o + (row_x * HQ + i_q) * V + i_v * BV
-                p_o += o_i[:, None] * (HQ * V) + tl.arange(0, BV)[None, :]
-                tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
-        if GATE == _CHANNEL:
-            b_z = b_x.to(DTYPE)
-        elif GATE == _NONE:
-            b_z = (b_x.to(tl.float32) * scale).to(DTYPE) if REVERSE else b_x.to(DTYPE)
+                acc *= scale
+        b_w = block(scores, row_w * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
+        if not REVERSE:
+            b_w = tl.trans(b_w)
+        acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
+        b_o = tl.trans(acc.to(DTYPE))
+        if DESC_X:
+            o.store([row_x.to(tl.int32), i_q * V + i_v * BV], b_o)
         else:
-            b_z = tl.exp2(prefix) * scale if REVERSE else tl.exp2(suffix)
-            b_z = (b_x.to(tl.float32) * b_z[:, None]).to(DTYPE)
+            p_o = o + (row_x * HQ + i_q) * V + i_v * BV
+            p_o += o_i[:, None] * (HQ * V) + tl.arange(0, BV)[None, :]
+            tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
+        b_z = weighed(b_x, prefix, suffix, scale, GATE, REVERSE, DTYPE)
         d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
         s = step(
             s, b_z, b, row_b, col_b, width_b, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, DTYPE, PRECISION
         )
     if STORE_END:  # noqa: SIM102 (as above)
-        if twin == 0:
-            for j in tl.static_range(NS):
-                o_k = j * BK + tl.arange(0, BK)
-                p_e = end + head * K * V + o_k[None, :] * V + o_v[:, None]
-                tl.store(p_e, s[j], mask=m_v[:, None] & (o_k < K)[None, :])
+        if (twin == 0) & (begin == 0 if REVERSE else stop == n_tiles):
+            for n in tl.static_range(NS):
+                o_k = n * BK + tl.arange(0, BK)
+                p_e = end + (i_n.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
+                tl.store(p_e, s[n], mask=m_v[:, None] & (o_k < K)[None, :])

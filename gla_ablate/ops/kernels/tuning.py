@@ -63,6 +63,10 @@ def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int) -> Tuning:
         if K <= 128:
             return Tuning(128, 64, 4, 3)
         return Tuning(128, 128, 8, 2) if K <= 256 else Tuning(128, 64, 8, 1)
+    if kernel == "states_kernel":
+        if not narrow:
+            return Tuning(128, 16, 4, 1)
+        return Tuning(128, 64, 4, 3) if K <= 128 else Tuning(128, 128, 8, 3)
     if kernel == "segments_kernel":
         return Tuning(32, 64, 4, 1)
     if kernel == "survey_kernel":

@@ -1,0 +1,142 @@
+"""States alone, and where the segments lie that a scan goes over.
+
+A scan's output needs all K channels of the state at once, the state by itself doesn't: here programs share them out.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, row_decay, tile_decay
+
+_NONE = tl.constexpr(NONE)
+_CHANNEL = tl.constexpr(CHANNEL)
+
+
+@triton.jit
+def segment_at(i, segments, SEG, NSEG, NT, VARLEN: tl.constexpr):
+    """Of segment i: its sequence (−1: there is no such segment), its first tile, the one after its last."""
+    if VARLEN:
+        i_n, begin, stop = tl.load(segments + 3 * i), tl.load(segments + 3 * i + 1), tl.load(segments + 3 * i + 2)
+    else:
+        i_n = i // NSEG
+        begin = i % NSEG * SEG
+        stop = tl.minimum(begin + SEG, NT)
+    return i_n, begin, stop
+
+
+@triton.jit
+def sequence_at(i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT: tl.constexpr, VARLEN: tl.constexpr):
+    """Of a sequence: its first row (64 bits), its length, its first tile, how many it has, its first chunk."""
+    if VARLEN:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = (tl.load(cu_seqlens + i_n + 1) - first).to(tl.int32)
+        n_tiles = tl.cdiv(length, BT)
+        t_base = tl.load(tile_base + i_n)
+        c_base = tl.load(chunk_base + i_n)
+    else:
+        first = i_n.to(tl.int64) * T
+        length = T
+        n_tiles = NT
+        t_base = i_n * NT
+        c_base = i_n * NC
+    return first, length, t_base, n_tiles, c_base
+
+
+@triton.jit
+def entering(start, borders, i_n, i, begin, stop, n_tiles, i_b, HB, KV, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
+             CUT: tl.constexpr):  # fmt: skip
+    """Where the state `[K, V]` is that segment i begins with, and whether it isn't zero: between segments it comes from
+    `borders` `[segments, HB, K, V]`, at the sequence's border from start `[N, HB, K, V]`."""
+    inner = stop < n_tiles if REVERSE else begin > 0
+    p, known = 0, True
+    if HAS_START:
+        p = start + (i_n.to(tl.int64) * HB + i_b) * KV
+        if CUT:  # noqa: SIM102 (known when compiled, which the next isn't)
+            if inner:
+                p = borders + (i.to(tl.int64) * HB + i_b) * KV
+    elif CUT:
+        p, known = borders + (i.to(tl.int64) * HB + i_b) * KV, inner
+    return p, known
+
+
+@triton.jit
+def weighed(b_x, prefix, suffix, scale, GATE: tl.constexpr, REVERSE: tl.constexpr, DTYPE: tl.constexpr):
+    """What is written: x with the decay to the tile's end, backward in time to its start; channels have it in b."""
+    if GATE == _CHANNEL:
+        b_z = b_x.to(DTYPE)
+    elif GATE == _NONE:
+        b_z = (b_x.to(tl.float32) * scale).to(DTYPE) if REVERSE else b_x.to(DTYPE)
+    else:
+        b_z = tl.exp2(prefix) * scale if REVERSE else tl.exp2(suffix)
+        b_z = (b_x.to(tl.float32) * b_z[:, None]).to(DTYPE)
+    return b_z
+
+
+@triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
+def states_kernel(
+    b, x, g, decay, start, borders, states, cu_seqlens, tile_base, chunk_base, segments, scale, T, NT, NC, SEG, NSEG,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
+    CUT: tl.constexpr, ENDS: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr,
+    STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """S ← decay · S + b̂ᵀ x as in `scan_kernel`. ENDS: `borders` `[segments, HB, K, V]`, fp32, what each segment but the
+    last would end with if it began with zero. Else: `states` as `scan_kernel` gives them.
+    Grid: segments · HB · V/BV · K/BK.
+    """
+    HB: tl.constexpr = H * GROUP if REVERSE else H
+    NK: tl.constexpr = (K + BK - 1) // BK
+    NV: tl.constexpr = (V + BV - 1) // BV
+    TILED: tl.constexpr = GATE == _CHANNEL
+    MASK: tl.constexpr = DESC and not TILED and not DESC_X
+    pid = tl.program_id(0)
+    i_k, i_v, i_b, i = pid % NK, (pid // NK) % NV, (pid // (NK * NV)) % HB, pid // (NK * NV * HB)
+    i_h = i_b // GROUP if REVERSE else i_b
+    i_n, begin, stop = segment_at(i, segments, SEG, NSEG, NT, VARLEN)
+    if VARLEN:  # noqa: SIM102 (known when compiled, which the next isn't)
+        if i_n < 0:
+            return
+    first, length, t_base, n_tiles, c_base = sequence_at(i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT, VARLEN)
+    if ENDS:  # noqa: SIM102 (known when compiled, which the next isn't)
+        if begin == 0 if REVERSE else stop == n_tiles:
+            return
+    o_i = tl.arange(0, BT)
+    o_k = i_k * BK + tl.arange(0, BK)
+    o_v = i_v * BV + tl.arange(0, BV)
+    m_k, m_v, m_i = o_k < K, o_v < V, o_i < BT
+    m_s = m_v[:, None] & m_k[None, :]
+    b_s = tl.zeros([BV, BK], dtype=tl.float32)
+    if HAS_START or CUT:
+        p, known = entering(start, borders, i_n, i, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
+        b_s = tl.load(p + o_k[None, :] * V + o_v[:, None], mask=m_s & known, other=0.0)
+    for j in tl.range(begin, stop, num_stages=STAGES):
+        i_s = begin + stop - 1 - j if REVERSE else j
+        i_t = t_base + i_s
+        m_t = i_s * BT + o_i < length
+        row_x = first + i_s * BT
+        b_x = block(x, row_x, i_b * V + i_v * BV, HB * V, m_t, m_v, DESC_X)
+        if TILED:
+            row_b, col_b, width_b, m_r = (i_t.to(tl.int64) * HB + i_b) * BT, 0, K, m_i
+        else:
+            row_b, col_b, width_b, m_r = row_x, i_b * K, HB * K, m_t
+        prefix, suffix = 0.0, 0.0
+        if GATE != _NONE and GATE != _CHANNEL:
+            prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        if not ENDS:  # noqa: SIM102 (as above)
+            if (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0:
+                p_s = states + ((c_base + i_s // TPC).to(tl.int64) * HB + i_b) * K * V
+                tl.store(p_s + o_v[:, None] * K + o_k[None, :], b_s.to(states.dtype.element_ty), mask=m_s)
+        b_z = weighed(b_x, prefix, suffix, scale, GATE, REVERSE, DTYPE)
+        b_b = block(b, row_b, col_b + i_k * BK, width_b, m_r, m_k, DESC).to(DTYPE)
+        if MASK:
+            b_b = tl.where(m_r[:, None], b_b, 0.0).to(DTYPE)
+        if TILED:
+            b_s *= tl.load(decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=m_k, other=0.0)[None, :]
+        elif GATE != _NONE:
+            b_s *= tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        b_s = tl.dot(tl.trans(b_z), b_b, b_s, input_precision=PRECISION)
+    if ENDS:
+        p_e = borders + (i.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
+        tl.store(p_e, b_s, mask=m_s)
