@@ -51,23 +51,25 @@ def outputs(q: Tensor, o: Tensor, state: Tensor | None, saved: driver.Saved | No
 def backward_kernels(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     scores: Tensor, states: Tensor, read: Tensor, write: Tensor, decay: Tensor, halves: Tensor, steep: Tensor,
-    sums: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int,
+    sums: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int, learned: bool,
 ) -> Given:  # fmt: skip
     saved = None
     if states.dim() == 4:
         saved = driver.Saved(scores, states, read, write, decay, halves, steep, sums)
         if decay.dim() == 1:
             saved = driver.Saved(scores, states, q, k, None, None, None, None)
-    dq, dk, dv, dg, d_start = driver.backward(q, k, v, g, initial_state, cu_seqlens, saved, do, d_state, scale, chunk)
+    dq, dk, dv, dg, d_start = driver.backward(
+        q, k, v, g, initial_state, cu_seqlens, saved, do, d_state, scale, chunk, learned
+    )
     return dq, dk, dv, nothing(q) if dg is None else dg, nothing(q) if d_start is None else d_start
 
 
 def backward_shapes(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     scores: Tensor, states: Tensor, read: Tensor, write: Tensor, decay: Tensor, halves: Tensor, steep: Tensor,
-    sums: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int,
+    sums: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int, learned: bool,
 ) -> Given:  # fmt: skip
-    dg = nothing(q) if g is None else torch.empty_like(g)
+    dg = torch.empty_like(g) if g is not None and (learned or g.dim() == 4) else nothing(q)
     d_start = nothing(q) if initial_state is None else torch.empty_like(initial_state)
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dg, d_start
 
@@ -123,10 +125,12 @@ def gradients(
     if d_state is not None and d_state.numel() == 0:
         d_state = None
     d_state = None if d_state is None else d_state.resolve_neg().contiguous()
+    learned = ctx.needs_input_grad[3]
     dq, dk, dv, dg, d_start = (kernels or backward)(
-        q, k, v, g, initial_state, cu_seqlens, *kept, do.resolve_neg().contiguous(), d_state, ctx.scale, ctx.chunk
-    )
-    dg, d_start = None if g is None else dg, None if initial_state is None else d_start
+        q, k, v, g, initial_state, cu_seqlens, *kept, do.resolve_neg().contiguous(), d_state, ctx.scale, ctx.chunk,
+        learned,
+    )  # fmt: skip
+    dg, d_start = None if g is None or not learned else dg, None if initial_state is None else d_start
     return dq, dk, dv, dg, d_start, None, None, None, None, None
 
 

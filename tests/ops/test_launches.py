@@ -79,6 +79,20 @@ def test_a_gate_without_channels_is_never_widened(kind: str, launches: list[tupl
                 assert copy.data_ptr() in inputs, f"{name} reads a widened copy as {operand}"
 
 
+@pytest.mark.parametrize("kind", ["head", "token"])
+def test_a_gate_that_is_not_learned_costs_no_gradient(kind: str, launches: list[tuple[str, dict[str, Any]]]) -> None:
+    given = leaves(Case(**{**vars(CASE), "kind": kind}), torch.float32)
+    q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
+    found = []
+    for gate in (g, g.detach()):
+        o, _ = gated_linear_attention(q, k, v, gate, chunk_size=CASE.chunk, backend="triton")
+        found.append(torch.autograd.grad(o.sum(), (q, k, v)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    kernels = [(a["flow"], a.get("dg")) for _, a in launches if "flow" in a]  # products and gradient, twice
+    assert [flow is None for flow, _ in kernels] == [False, False, True, True]
+    assert [dg is None for _, dg in kernels] == [True, False, True, True]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_grouped_heads_repeat_nothing(kind: str, launches: list[tuple[str, dict[str, Any]]]) -> None:
     """The kernels read k, v and g as they were given, keep one state for all query heads of a group, and one k̂."""

@@ -258,7 +258,7 @@ class Call:
             return Segments(size, pieces(tiles, size), self.sequences * pieces(tiles, size), True)
         # lengths are on the device: cut what alone would take longer than half of all, evenly shared out
         tiles = pieces(self.shape[1], self.bt)
-        filled = FILLED if self.shape[3] > 128 else 2 * FILLED  # smaller states leave room for a second program
+        filled = FILLED if self.shape[3] > 64 else 2 * FILLED  # smaller states leave room for a second program
         size = max(pieces(tiles * programs, 2 * filled), SHORTEST)
         size = pieces(size, multiple) * multiple
         return Segments(size, 1, self.sequences + self.tiles // size, 2 * tiles >= 3 * size)

@@ -206,18 +206,20 @@ def forward(
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, start: Tensor | None, cu_seqlens: Tensor | None,
-    saved: Saved | None, do: Tensor, d_end: Tensor | None, scale: float, chunk: int,
+    saved: Saved | None, do: Tensor, d_end: Tensor | None, scale: float, chunk: int, learned: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """dq, dk, dv in their inputs' dtypes; dg in the gate's shape, fp32; the initial state's if there is one."""
+    """dq, dk, dv in their inputs' dtypes; dg in the gate's shape, fp32, unless the gate is not `learned`; the initial
+    state's if there is one."""
     with torch.cuda.device_of(q):
         call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start, do, d_end, *(saved or ())))
         if saved is None:
             saved = prepare(call)
             saved = saved._replace(states=states(call, saved, v, start))
         dv, d_states, d_start = scan(call, saved, do, d_end, reverse=True, keep_states=True, keep_end=start is not None)
-        inner = products(call, saved, do, d_states)
+        learned = call.kind == CHANNEL or (learned and call.kind != NONE)  # on channels dg is a part of the rest
+        inner = products(call, saved, do, d_states, learned)
         del d_states
-        dq, dk, dg = gradients(call, saved, inner)
+        dq, dk, dg = gradients(call, saved, inner, learned)
         d_start = None if d_start is None else gathered(d_start, call.group, 1)
         return dq, dk, gathered(dv, call.group), dg, d_start
 
@@ -231,21 +233,21 @@ class Inner(NamedTuple):
     da: Tensor
 
 
-def products(call: Call, saved: Saved, do: Tensor, d_states: Tensor | None) -> Inner:
+def products(call: Call, saved: Saved, do: Tensor, d_states: Tensor | None, learned: bool) -> Inner:
     K, heads = call.shape[3], call.heads
     x, y = (call.new(call.count(call.chunk), heads, K, call.chunk) for _ in range(2))
-    flow = call.new(call.tiles, heads, K, dtype=torch.float32) if call.kind != NONE else None
+    flow = call.new(call.tiles, heads, K, dtype=torch.float32) if learned else None
     da = call.new(call.tiles, heads, call.bt, call.bt, dtype=torch.float32)
     call.run(
         products_kernel, call.tiles * (pieces(K, call.tuning(products_kernel).bk) + 1),
         do=do, h=saved.states, dh=d_states, read=saved.read, write=saved.write, decay=saved.decay,
-        x=x, y=y, flow=flow, da=da,
+        x=x, y=y, flow=flow, da=da, LEARNED=learned,
     )  # fmt: skip
     return Inner(x, y, flow, da)
 
 
-def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, Tensor | None]:
-    """dq, dk, and dg if there is a gate."""
+def gradients(call: Call, saved: Saved, inner: Inner, learned: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dq, dk, and dg if the gate is learned."""
     B, T, _, K, _ = call.shape
     heads = call.heads
     own, out = {"q": call.q, "k": call.k}, {"dq": torch.empty_like(call.q), "dk": torch.empty_like(call.q)}
@@ -258,11 +260,11 @@ def gradients(call: Call, saved: Saved, inner: Inner) -> tuple[Tensor, Tensor, T
         out |= {"dg": dg}
         kept |= {"halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
     else:
-        if call.kind == TOKEN:
+        if learned and call.kind == TOKEN:
             dg = call.new(B, T, heads, dtype=torch.float32)
-        elif call.kind == HEAD:  # one number a tile, also for tiles that packed sequences don't fill
+        elif learned:  # one number a tile, also for tiles that packed sequences don't fill
             dg = call.new(call.tiles, heads, dtype=torch.float32).zero_()
-        kept |= {"dg": dg}
+        kept |= {"dg": dg, "LEARNED": learned}
     for kernel in kernels:
         n = call.half if kernel is steep_gradient_kernel else call.bt
         size = call.chunk, call.tuning(kernel).bk, n

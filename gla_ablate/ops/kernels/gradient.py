@@ -45,13 +45,14 @@ def scores_gradient(da, tile, BT: tl.constexpr):
 def gradient_kernel(
     q, k, g, x, y, da, flow, dq, dk, dg, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
-    GATE: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    GATE: tl.constexpr, LEARNED: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr,
+    WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk `[B, T, HQ, K]` and dg `[B, T, HQ]` (fixed gates: `[tiles, HQ]`, to be summed over tiles) from x, y, flow
     and da of `products_kernel`; dk and dg are to be summed over each group. Grid: tiles · HQ.
 
-    DESC: q, k, x, y are tensor descriptors; WHOLE: no sequence ends inside a tile, and dq, dk are, too.
+    LEARNED: dg is wanted; without it there is no flow. DESC: q, k, x, y are tensor descriptors; WHOLE: no sequence ends
+    inside a tile, and dq, dk are, too.
     """
     HQ: tl.constexpr = H * GROUP
     pid = tl.program_id(0)
@@ -90,14 +91,14 @@ def gradient_kernel(
         b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, WHOLE)
         b_l = product((b_q.to(DTYPE),), turned(pairs), zero, PRECISION) * scale
         b_q = b_q.to(tl.float32) * scale
-        if GATE != _NONE:
+        if LEARNED:
             b_z += b_q * b_u - b_k.to(tl.float32) * b_l
         b_y = beside(y, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32) * out
-        if GATE != _NONE:
+        if LEARNED:
             begun += tl.sum(b_k.to(tl.float32) * b_y, axis=0)
             passed += tl.load(flow + tile * K + o_k, mask=m_k, other=0.0)
         store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
-    if GATE != _NONE:
+    if LEARNED:
         b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
         # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
         ended = tl.sum(b_z, axis=0)

@@ -121,12 +121,12 @@ def inside(
 def products_kernel(
     do, v, h, dh, read, write, g, decay, x, y, flow, da, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, VARLEN: tl.constexpr, STAGES: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, LEARNED: tl.constexpr, VARLEN: tl.constexpr,
+    STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x = Xᵀ, y = Yᵀ `[chunks, HQ, K, C]` without the decay inside their tile; flow `[tiles, HQ, K]` = Σ_v S ∘ dS, what
-    a tile meets and what becomes of it; da = dAᵀ `[tiles, HQ, BT, BT]`. Y and flow are sums over the query heads of a
-    group: here is the part of each.
+    """x = Xᵀ, y = Yᵀ `[chunks, HQ, K, C]` without the decay inside their tile; da = dAᵀ `[tiles, HQ, BT, BT]`; if the
+    gate is LEARNED, flow `[tiles, HQ, K]` = Σ_v S ∘ dS, what a tile meets and what becomes of it. Y and flow are sums
+    over the query heads of a group: here is the part of each.
 
     h `[chunks, H, V, K]`, dh `[chunks, HQ, V, K]`: the state at the chunk's start, the gradient at its end; read,
     write: q, k, or qg, kg for gates on channels. Grid: tiles · HQ · (K/BK + 1): one program a chunk and slice of K, and
@@ -181,6 +181,6 @@ def products_kernel(
             row_x = own * K + i_k * BK
             store(x, acc[t][0], row_x, t * BT, TPC * BT, o_k < K, o_i < BT, False)
             store(y, acc[t][1], row_x, t * BT, TPC * BT, o_k < K, o_i < BT, False)
-            if GATE != _NONE:
+            if LEARNED:
                 m_f = (o_k < K) & (o_k * 0 + (i_s + t) * BT < length)
                 tl.store(flow + ((i_t + t).to(tl.int64) * HQ + i_q) * K + o_k, acc[t][2], mask=m_f)
