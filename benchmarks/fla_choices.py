@@ -65,7 +65,9 @@ def chosen() -> Choices:
     for tuner in (x for x in gc.get_objects() if issubclass(type(x), Autotuner)):
         for key, config in tuner.cache.items():
             if key:
-                found[name_of(tuner), json.dumps(key)] = {**vars(config), "pre_hook": None}
+                found[name_of(tuner), json.dumps(key)] = {
+                    name: x for name, x in vars(config).items() if name != "pre_hook" and x is not None
+                }
     return found
 
 
@@ -75,6 +77,8 @@ def store(path: Path, device: str) -> None:
     choices: dict[str, list[Any]] = {}
     for (name, key), config in sorted(known.items()):
         choices.setdefault(name, []).append([json.loads(key), config])
-    record = {"device": device, "triton": triton.__version__, "choices": choices}
-    text = json.dumps(record, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+    kernels = [
+        f"{json.dumps(name)}: [\n  " + ",\n  ".join(map(json.dumps, found)) + "\n]" for name, found in choices.items()
+    ]
+    head = f'"device": {json.dumps(device)}, "triton": {json.dumps(triton.__version__)}, "choices": '
+    path.write_text("{" + head + "{\n" + ",\n".join(kernels) + "\n}}\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from torch import Tensor
 WINDOW, HEADS = 2048, 4
 NAMES = ("o", "dq", "dk", "dv", "dg")
 LIMIT = 1e-2  # relative error up to which a result of ours is right
+WARM = 0.3  # seconds
 RIVAL_LIMIT = 5e-2  # a rival keeps its speed, beside its errors, unless it is plainly wrong
 
 
@@ -34,12 +35,16 @@ class Row:
     first_s: float | None = None  # the first forward + backward call: compiling, tuning
     forward_ms: float | None = None
     both_ms: float | None = None
-    replay_ms: float | None = None  # forward + backward as one CUDA graph; None where it can't be captured
+    forward_replay_ms: float | None = None  # as a CUDA graph; None where it can't be captured
+    replay_ms: float | None = None  # forward + backward as one
+    uncaptured: str = ""  # the reason
     extra_mib: float | None = None
+    kept_mib: float | None = None  # from forward to backward, beyond inputs and o
     floor_forward_ms: float | None = None
     floor_both_ms: float | None = None
     fla_forward: float | None = None  # FLA's time over this op's
     fla_both: float | None = None
+    fla_forward_replay: float | None = None
     fla_replay: float | None = None
     note: str = ""  # "wrong", or "failed: …" with the reason
 
@@ -84,7 +89,7 @@ def fill(row: Row, op: rivals.Op, problem: Problem) -> None:
         row.note = "wrong"
         return
     row.first_s = first_s
-    row.forward_ms, row.both_ms, row.replay_ms, row.extra_mib = speed(op, problem)
+    speed(row, op, problem)
 
 
 def check(op: rivals.Op, problem: Problem) -> tuple[float, dict[str, float | None]]:
@@ -104,34 +109,50 @@ def check(op: rivals.Op, problem: Problem) -> tuple[float, dict[str, float | Non
     return seconds, errors
 
 
-def speed(op: rivals.Op, problem: Problem) -> tuple[float, float, float | None, float | None]:
-    """ms forward, ms forward + backward, the same replayed, MiB beyond inputs and gradients (the last two None on a
-    CPU)."""
+def speed(row: Row, op: rivals.Op, problem: Problem) -> None:
+    """Times and, on a GPU, memory."""
     leaves = [x.detach().requires_grad_(i < problem.learned) for i, x in enumerate(problem.given)]
     learned = leaves[: problem.learned]
+
+    def forward() -> None:
+        with torch.no_grad():
+            op(*leaves)
 
     def both() -> None:
         torch.autograd.grad(op(*leaves), learned, problem.incoming)
 
     both()
-    own = sum(x.numel() * x.element_size() for x in learned)  # the gradients
     extra = peak_bytes(both)
-    with torch.no_grad():
-        forward = median_ms(lambda: op(*leaves))
-    return forward, median_ms(both), replayed_ms(both), None if extra is None else (extra - own) / 2**20
+    if extra is not None:
+        gradients = sum(x.numel() * x.element_size() for x in learned)
+        row.extra_mib = (extra - gradients) / 2**20
+        before = torch.cuda.memory_allocated()
+        o = op(*leaves)
+        row.kept_mib = (torch.cuda.memory_allocated() - before - o.numel() * o.element_size()) / 2**20
+        del o
+        warm(both)
+    row.forward_ms, row.both_ms = median_ms(forward), median_ms(both)
+    if extra is not None:
+        try:
+            row.forward_replay_ms, row.replay_ms = replayed_ms(forward), replayed_ms(both)
+        except RuntimeError as error:  # an op that waits for the device can't be captured
+            row.uncaptured = rivals.reason(error)
+            torch.cuda.synchronize()
 
 
-def replayed_ms(call: Callable[[], object]) -> float | None:
-    """Of `call` captured as a CUDA graph: what the device takes, with nothing left of the host that launches."""
-    if not torch.cuda.is_available():
-        return None
+def warm(call: Callable[[], object]) -> None:
+    """Until the clocks are up, which go down while a kernel compiles."""
+    start = settled()
+    while settled() - start < WARM:
+        call()
+
+
+def replayed_ms(call: Callable[[], object]) -> float:
+    """Of `call` captured as a CUDA graph: what the device takes, with nothing left of the host that launches. Raises
+    `RuntimeError` where it can't be."""
     graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    except RuntimeError:  # an op that waits for the device can't be captured
-        torch.cuda.synchronize()
-        return None
+    with torch.cuda.graph(graph):
+        call()
     return median_ms(graph.replay)
 
 

@@ -9,15 +9,16 @@ A row of the table is printed, and the JSON file replaced, as soon as it is meas
 
 o … dg        relative errors against fp64 (`measure.py`); dg against max(‖dg‖, 1e-3 · ‖q ∘ dq‖). Softmax attention is
               compared with PyTorch's plain form of it. Over 1e-2 (a rival: 5e-2) the row says "wrong" and has no speed.
-ms            medians of `triton.testing.do_bench`. RetNet's fixed decay (gate "head") gets no gradient here.
-              "replayed": forward + backward captured as one CUDA graph, so the device's own time; a call from Python
-              takes 1 to 2 ms whatever the op does, half a millisecond of it in autograd's engine.
+ms            medians of `triton.testing.do_bench`, once the clocks are up. RetNet's fixed decay (gate "head") gets no
+              gradient here. "replayed": captured as a CUDA graph, forward / forward + backward, so the device's own
+              time; a call from Python takes 1 to 2 ms on a slow host whatever the op does, half of it in autograd.
 extra MiB     peak of forward + backward beyond inputs and gradients
+kept MiB      what stays from the forward to the backward pass beyond inputs and o
 first call s  of the first forward + backward at that shape in this process. Kernels that Triton finds in its cache on
               disk count as compiled: for a cold start set TRITON_CACHE_DIR to an empty folder.
-of the floor  the floor's time over the op's, forward / forward + backward / replayed (`floors.py`); the bandwidth and
-              the rate in it are measured first
-FLA's time    over the op's, forward / forward + backward / replayed: above 1× the op is faster
+of the floor  the floor's time over the op's, forward / forward + backward, replayed where that can be (`floors.py`);
+              the bandwidth and the rate in it are measured first
+FLA's time    over the op's, forward / forward + backward: above 1× the op is faster; then the same replayed
 
 --packed adds rows of the op on the same tokens as so many packed sequences, most of which end inside a tile
 (`rivals.py`); FLA isn't run so, and there is no ratio. --recompute adds rows of the op with `recompute=True`, which
@@ -135,6 +136,7 @@ def compare(row: Row, fla: dict[tuple[Shape, str], Row], ceilings: floors.Ceilin
         fla[row.shape, row.kind] = row
     if row.op != rivals.PACKED and (other := fla.get((row.shape, row.kind))):
         row.fla_forward, row.fla_both = other.forward_ms / row.forward_ms, other.both_ms / row.both_ms
+        row.fla_forward_replay = table.ratio(other.forward_replay_ms, row.forward_replay_ms)
         row.fla_replay = table.ratio(other.replay_ms, row.replay_ms)
 
 

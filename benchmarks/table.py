@@ -16,7 +16,17 @@ from gla_ablate.stamp import device_name, git_state, installed
 
 COLUMNS = (
     *("shape", "gate", "op", *NAMES),
-    *("forward ms", "forward + backward ms", "replayed ms", "extra MiB", "first call s", "of the floor", "FLA's time"),
+    *(
+        "forward ms",
+        "forward + backward ms",
+        "replayed ms",
+        "extra MiB",
+        "kept MiB",
+        "first call s",
+        "of the floor",
+        "FLA's time",
+    ),
+    "replayed",
 )
 PACKAGES = ("gla_ablate", "triton", "flash-linear-attention")
 
@@ -53,13 +63,16 @@ def line(cells: tuple[str, ...] | list[str]) -> str:
 def render(row: Row) -> str:
     """A row that has no speed says why in place of it."""
     errors = [scientific(row.errors, name) for name in NAMES]
-    speed = [row.note, "", "", "", "", "", ""]
+    speed = [row.note, *[""] * (len(COLUMNS) - 4 - len(NAMES))]
     if not row.note:
         speed = [
-            *(number(x, ".3f") for x in (row.forward_ms, row.both_ms, row.replay_ms)),
-            *(number(row.extra_mib, ".0f"), number(row.first_s, ".1f")),
-            several(".0%", ratio(row.floor_forward_ms, row.forward_ms), *shares(row)),
-            several(".2f", row.fla_forward, row.fla_both, row.fla_replay, unit="×"),
+            *(number(x, ".3f") for x in (row.forward_ms, row.both_ms)),
+            several(".3f", row.forward_replay_ms, row.replay_ms),
+            *(number(x, ".0f") for x in (row.extra_mib, row.kept_mib)),
+            number(row.first_s, ".1f"),
+            several(".0%", *shares(row)),
+            several(".2f", row.fla_forward, row.fla_both, unit="×"),
+            several(".2f", row.fla_forward_replay, row.fla_replay, unit="×"),
         ]
     return line([row.shape.name, row.kind, row.op, *errors, *speed])
 
@@ -79,8 +92,9 @@ def ratio(a: float | None, b: float | None) -> float | None:
 
 
 def shares(row: Row) -> tuple[float | None, float | None]:
-    """Of the floor, forward + backward: launched from the host, and replayed."""
-    return ratio(row.floor_both_ms, row.both_ms), ratio(row.floor_both_ms, row.replay_ms)
+    """Of the floor, forward and forward + backward; replayed, where there is a replay."""
+    forward, both = row.forward_replay_ms or row.forward_ms, row.replay_ms or row.both_ms
+    return ratio(row.floor_forward_ms, forward), ratio(row.floor_both_ms, both)
 
 
 def several(form: str, *given: float | None, unit: str = "") -> str:

@@ -99,7 +99,12 @@ def main() -> int:
         i, n = map(int, options.share.split("/"))
         start = i * len(todo) // n  # each elsewhere, so that no two compile the same at the same time
         for shape, kind in todo[start:] + todo[:start]:
-            tune(Shape(shape.name, shape.B, SHORT, shape.H, shape.K, shape.V), kind, once, (i, n))
+            try:
+                tune(Shape(shape.name, shape.B, SHORT, shape.H, shape.K, shape.V), kind, once, (i, n))
+            except (
+                RuntimeError
+            ) as error:  # many processes share the GPU's memory; the rest is compiled when it is timed
+                print(f"{shape.name} {kind}: {rivals.reason(error)}", file=sys.stderr)
         return 0
     start = time.monotonic()
     precompile(__file__, sys.argv[1:], options.jobs)

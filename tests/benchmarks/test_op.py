@@ -36,7 +36,14 @@ def window(monkeypatch):
 
 
 def right(name=rivals.OURS, kind="channel", shape=SMALL, **values):
-    measured = {"first_s": 1.5, "forward_ms": 0.5, "both_ms": 2.0, "replay_ms": 1.0, "extra_mib": 100.0}
+    measured = {
+        "first_s": 1.5,
+        "forward_ms": 0.5,
+        "both_ms": 2.0,
+        "forward_replay_ms": 0.25,
+        "replay_ms": 1.0,
+        "extra_mib": 100.0,
+    }
     return Row(name, shape, kind, "usual", **{"errors": dict.fromkeys(measure.NAMES, 1e-3)} | measured | values)
 
 
@@ -109,16 +116,17 @@ def test_the_fixed_decay_is_retnets():
 
 
 def test_a_row_shows_what_it_has_and_why_it_lacks_the_rest():
-    full, fla = right(), right("fla", forward_ms=1.0, both_ms=3.0, replay_ms=None)
+    full, fla = right(), right("fla", forward_ms=1.0, both_ms=3.0, forward_replay_ms=0.5, replay_ms=None)
     compared = {}
     op.compare(fla, compared, PLAIN)
     op.compare(full, compared, PLAIN)
     floor, _ = floors.floor_ms(SMALL, "channel", PLAIN)
-    assert table.render(full).endswith("| 2.00× / 1.50× / – |") and f"| {floor / 0.5:.0%} / " in table.render(full)
+    assert table.render(full).endswith("| 2.00× / 1.50× | 2.00× / – |")
+    assert f"| {floor / 0.25:.0%} / " in table.render(full) and f"| {floor / 1.0:.0%} / " in table.render(fla)
     failed = right(note="failed: OutOfMemoryError: of 9 GiB", errors={"o": None, "dq": 0.5})
     cells = [cell.strip() for cell in table.render(failed).split("|")[1:-1]]
     assert cells[:8] == ["small", "channel", rivals.OURS, "not finite", "5.0e-01", "–", "–", "–"]
-    assert cells[8:] == ["failed: OutOfMemoryError: of 9 GiB", *[""] * 6]
+    assert cells[8:] == ["failed: OutOfMemoryError: of 9 GiB", *[""] * 8]
     assert (
         len({table.render(row).count("|") for row in (full, fla, failed)} | {table.line(table.COLUMNS).count("|")}) == 1
     )
