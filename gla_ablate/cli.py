@@ -22,7 +22,6 @@ from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Experiment, Trial, load_experiment, record, trials
 from gla_ablate.status import read_json, write_json
 
-HOLDER = "run.holder.json"  # who holds run.lock
 WIDTH_OF_A_LOG = 160  # columns of a table that isn't printed on a terminal
 
 
@@ -66,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fail-fast", action="store_true", help="end the grid with the first trial that fails")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print every trial and what it costs, start nothing")
+    instead.add_argument("--status", action="store_true", help="print how each trial stands, start nothing")
     instead.add_argument("--report", action="store_true", help="write the report of what has run, start nothing")
     instead.add_argument("--list-gates", action="store_true", help="print the gates, an experiment's plugins included")
     return parser
@@ -96,11 +96,17 @@ def _run(given: argparse.Namespace) -> int:
         print_gates(console)
         return 0
     if given.dry_run:
+        from gla_ablate.launch.slots import divide
         from gla_ablate.listing import print_trials
 
-        print_trials(grid, console)
+        print_trials(grid, console, given.out, divide(given.jobs))
         return 0
     folder = given.out / experiment.name
+    if given.status:
+        from gla_ablate.launch.overview import print_status
+
+        print_status(grid, folder, console)
+        return 0
     code = 0
     if not given.report:
         code = _launch(experiment, grid, folder, given, console)
@@ -125,6 +131,7 @@ def _launch(
 ) -> int:
     """Run what is left to run of `grid` in `folder`; the exit code."""
     from gla_ablate.launch.local import prepare, run_trials
+    from gla_ablate.launch.overview import HOLDER
     from gla_ablate.launch.slots import divide
     from gla_ablate.launch.view import make_view
     from gla_ablate.trial import is_finished
@@ -141,14 +148,15 @@ def _launch(
         raise ConfigError(f"--out: {folder}: {(error.strerror or str(error)).lower()}") from error
     with lock:
         now = datetime.now().astimezone().isoformat(" ", "seconds")
-        write_json(folder / HOLDER, {"process": os.getpid(), "on": platform.node(), "since": now})
+        slots = divide(given.jobs)
+        holder = {"process": os.getpid(), "on": platform.node(), "since": now, "slots": len(slots)}
+        write_json(folder / HOLDER, holder)
 
         def say(text: str) -> None:
             console.print(text, highlight=False, markup=False, soft_wrap=True)  # a folder's [name] is no style
 
         todo = prepare(grid, folder, given.retry_failed, say)
         _record(experiment, grid, folder)
-        slots = divide(given.jobs)
         done = sum(is_finished(folder / trial.id) for trial in grid)
         left = max(len(grid) - len(todo) - done, 0)
         skipped = f", {done} finished already" if done else ""
@@ -156,9 +164,10 @@ def _launch(
         at_once = f", {len(slots)} at a time" if todo else ""
         summary = f"{experiment.name}: {len(grid)} trials{skipped}{at_once}, in {folder}"
         say(summary)
-        with make_view(console, todo, done, left) as view:
+        with make_view(console, todo, done, left, len(slots)) as view:
             options = {"max_retries": given.max_retries, "fail_fast": given.fail_fast}
             interrupted = run_trials(todo, folder, slots, view, **options)
+        (folder / HOLDER).unlink(missing_ok=True)
     if interrupted:
         console.print("interrupted; the same command goes on with what is left", highlight=False)
         return 130

@@ -90,6 +90,7 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
         "steps": trainer.global_step,
         "tokens": log.tokens,
         "seconds": round(status.seconds, 3),
+        "setup": status.setup,
         "params": count_parameters(config.model, vocab_size),
         "state_size": state_size(config.model),
         "flops_per_token": flops_per_token(config.model, vocab_size, config.data["seq_len"]),

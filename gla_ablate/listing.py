@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -12,26 +13,42 @@ from rich.table import Table
 from gla_ablate.config import ModelConfig, to_dict
 from gla_ablate.data import build_source
 from gla_ablate.experiment import Trial
+from gla_ablate.launch.forecast import expected, makespan, past, rates, tokens
+from gla_ablate.launch.slots import device_of
+from gla_ablate.launch.view import clock
 from gla_ablate.model import GATES, count_parameters, state_size
 from gla_ablate.registry import Option, type_name
 
 
-def print_trials(trials: list[Trial], console: Console) -> None:
-    """A row per trial: parameters, numbers in the recurrent state of one sequence, tokens it trains on, steps."""
+def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[dict[str, str]]) -> None:
+    """A row per trial: parameters, numbers in the recurrent state of one sequence, tokens it trains on, steps, and the
+    time that it will take, judged by the trials under `out` that finished on a device like that of `slots`."""
+    device = device_of(slots[0])
+    known = past(out, device)
+    rate = rates(trials) if known else {}
+    params = _cached_by_model()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("trial", overflow="fold")
-    for name in ("parameters", "state", "tokens", "steps"):
+    for name in ("parameters", "state", "tokens", "steps", *(["time"] if known else [])):
         table.add_column(name, justify="right", no_wrap=True)
-    params = _cached_by_model()
-    total = 0
+    total, durations = 0, []
     for trial in trials:
-        config = trial.config
-        tokens = config.trainer.max_steps * config.data["batch_size"] * config.data["seq_len"]
-        total += tokens
-        numbers = (params(trial), state_size(config.model), tokens, config.trainer.max_steps)
-        table.add_row(trial.id, *(f"{number:,}" for number in numbers))
+        config, count = trial.config, tokens(trial)
+        total += count
+        numbers = (params(trial), state_size(config.model), count, config.trainer.max_steps)
+        cells = [f"{number:,}" for number in numbers]
+        if known:
+            durations.append(expected(rate[trial.id], count, known))
+            cells.append(clock(durations[-1]))
+        table.add_row(trial.id, *cells)
     console.print(table)
     console.print(f"{len(trials)} trials, {total:,} tokens; nothing was started", highlight=False)
+    if known:
+        seconds = makespan([], durations, len(slots))
+        judges = f"judged by {len(known)} that finished on {device}"
+        console.print(f"about {clock(seconds)} with {len(slots)} at a time, {judges}", highlight=False)
+    else:
+        console.print(f"how long they take is told once a trial has finished on {device}", highlight=False)
 
 
 def _cached_by_model() -> Callable[[Trial], int]:

@@ -41,7 +41,11 @@ def device_name(device: torch.device) -> str:
     """ "NVIDIA H100 80GB HBM3", or "cpu (x86_64, 2 threads)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return cpu_name(torch.get_num_threads())
+
+
+def cpu_name(threads: int) -> str:
+    return f"cpu ({platform.machine()}, {threads} threads)"
 
 
 def git_state(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +62,8 @@ class Status:
         self.loss: float | None = None
         self.tokens_per_s: float | None = None
         self.before = 0.0  # seconds of attempts that this one goes on from
+        self.setup: float | None = None  # seconds of this attempt until its first step was done
+        self.first_step = 0  # which that was
         self._started = datetime.now(UTC)
         self._written = -math.inf
         self.write("running")
@@ -73,6 +76,8 @@ class Status:
     def progress(self, step: int, loss: float | None, tokens_per_s: float | None) -> None:
         """Called after each step; costs a look at the clock between writes."""
         self.step, self.loss, self.tokens_per_s = step, loss, tokens_per_s
+        if self.setup is None:
+            self.setup, self.first_step = round(self.seconds - self.before, 3), step
         if time.monotonic() - self._written >= self.every:
             self.write("running")
 
@@ -91,6 +96,10 @@ class Status:
                 "started": self._started.isoformat(timespec="seconds"),
                 "updated": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(self.seconds, 3),
+                "setup": self.setup,
+                "trained": round(self.seconds - self.before - (self.setup or 0.0), 3),
+                "first_step": self.first_step,
                 "pid": os.getpid(),
+                "host": platform.node(),
             },
         )

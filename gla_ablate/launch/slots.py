@@ -32,3 +32,15 @@ def divide(jobs: int | None) -> list[dict[str, str]]:
         if devices:
             slot["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
     return slots
+
+
+def device_of(slot: dict[str, str]) -> str:
+    """The name that a trial in this slot gives its device in `result.json`."""
+    import torch
+
+    from gla_ablate.stamp import cpu_name, device_name
+
+    if "CUDA_VISIBLE_DEVICES" in slot:
+        return device_name(torch.device("cuda"))
+    threads = slot["OMP_NUM_THREADS"]
+    return cpu_name(int(threads) if threads.isdigit() else torch.get_num_threads())

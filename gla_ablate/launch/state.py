@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from gla_ablate.status import read_json, write_json
+from gla_ablate.status import STATUSES, read_json, write_json
 
 
 @dataclass
@@ -20,14 +20,24 @@ class State:
     reason: str | None = None  # one short line, where it didn't finish
     started: str | None = None  # ISO 8601
     updated: str | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # of all attempts
+    setup: float | None = None  # seconds of the last attempt until its first step was done
+    trained: float = 0.0  # seconds since
+    first_step: int = 0  # which it was
     pid: int | None = None
+    host: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> State:
         """The state of the trial in `folder`; queued if nothing is there, or nothing that makes sense."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in (read_json(folder / "status.json") or {}).items() if k in known})
+        found = read_json(folder / "status.json") or {}
+        state = cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found})
+        return state if state.makes_sense() else cls()
+
+    def makes_sense(self) -> bool:
+        numbers = [self.step, self.max_steps, self.seconds, self.trained, self.first_step]
+        numbers += [x for x in (self.loss, self.tokens_per_s, self.setup) if x is not None]
+        return self.status in STATUSES and all(isinstance(x, int | float) for x in numbers)
 
     def write(self, folder: Path) -> None:
         write_json(folder / "status.json", asdict(self))

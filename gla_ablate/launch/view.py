@@ -15,21 +15,24 @@ from rich.table import Table
 from rich.text import Text
 
 from gla_ablate.experiment import Trial
+from gla_ablate.launch.forecast import Forecast
 from gla_ablate.launch.state import State
 from gla_ablate.status import FAILED
 
 STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "queued": "dim"}
 STYLES |= dict.fromkeys(FAILED, "bold red")
+REST = 66  # columns of a terminal that all but a trial's name take at most
 SHOWN_FIRST = ("running", *FAILED, "interrupted", "queued", "finished")  # when not all trials fit on the screen
 
 
 class View:
     """Plain lines: a trial's start, its end, nothing in between."""
 
-    def __init__(self, console: Console, trials: list[Trial], finished: int, left: int = 0) -> None:
-        """`trials` will run; `finished` more of the grid were done before, and `left` are left as they are."""
+    def __init__(self, console: Console, trials: list[Trial], finished: int, left: int = 0, slots: int = 1) -> None:
+        """`trials` will run, `slots` at a time; `finished` more of the grid were done before, and `left` are left as
+        they are."""
         self.console = console
-        self.trials = trials
+        self.forecast = Forecast(trials, slots)
         self.total = len(trials) + finished + left
         self.finished = finished
         self.began = time.monotonic()
@@ -54,7 +57,7 @@ class View:
         """`log`: its last lines, of one that failed."""
         self.states[trial.id] = state
         self.finished += state.status == "finished"
-        self.say(f"{styled(state.status, 12)} {trial.id}: {escape(outcome(state))} ({self.count()})")
+        self.say(f"{styled(state.status, 12)} {trial.id}: {escape(outcome(state))} ({self.count()}{self.left()})")
         self.quote(log)
 
     def quote(self, log: Sequence[str]) -> None:
@@ -69,6 +72,11 @@ class View:
 
     def count(self) -> str:
         return f"{self.finished} of {self.total} finished"
+
+    def left(self) -> str:
+        """The grid's own time left, once it can be told."""
+        seconds = self.forecast.of_grid(self.states)
+        return f", about {clock(seconds)} left" if seconds else ""
 
 
 class LiveView(View):
@@ -95,30 +103,42 @@ class LiveView(View):
             self.quote(log)
 
     def render(self) -> Group:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("trial", overflow="fold")
-        table.add_column("status")
-        for name in ("step", "loss", "tokens/s", "time"):
-            table.add_column(name, justify="right", no_wrap=True)
         rows = sorted(self.states.items(), key=lambda item: SHOWN_FIRST.index(item[1].status))
         room = max(3, self.console.height - 6)
+        table = progress_table(self.console.width)
         for id, state in rows if len(rows) <= room else rows[:room]:
-            table.add_row(
-                id,
-                Text(state.status, style=STYLES[state.status]),
-                f"{state.step}/{state.max_steps}",
-                number(state.loss, ".3f"),
-                number(state.tokens_per_s, ",.0f"),
-                clock(state.seconds),
-            )
+            add_progress(table, id, state, self.forecast.of_trial(state))
         hidden = f", {len(rows) - room} more trials not shown" if len(rows) > room else ""
         elapsed = clock(time.monotonic() - self.began)
-        return Group(table, Text(f"{self.count()} after {elapsed}{hidden} · Ctrl-C stops, the same command goes on"))
+        line = f"{self.count()} after {elapsed}{self.left()}{hidden} · Ctrl-C stops, the same command goes on"
+        return Group(table, Text(line, overflow="ellipsis", no_wrap=True))
 
 
-def make_view(console: Console, trials: list[Trial], finished: int, left: int = 0) -> View:
+def progress_table(width: int) -> Table:
+    """Without rows. A trial's name gets what the other columns leave it of `width`, on one line."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trial", no_wrap=True, overflow="ellipsis", max_width=max(width - REST, 8))
+    table.add_column("status", no_wrap=True)
+    for name in ("step", "loss", "tokens/s", "time", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def add_progress(table: Table, id: str, state: State, left: float | None) -> None:
+    table.add_row(
+        Text(id),
+        Text(state.status, style=STYLES[state.status]),
+        f"{state.step}/{state.max_steps}",
+        number(state.loss, ".3f"),
+        number(state.tokens_per_s, ",.0f"),
+        clock(state.seconds),
+        "" if left is None else clock(left),
+    )
+
+
+def make_view(console: Console, trials: list[Trial], finished: int, left: int = 0, slots: int = 1) -> View:
     live = console.is_terminal and not console.is_dumb_terminal
-    return (LiveView if live else View)(console, trials, finished, left)
+    return (LiveView if live else View)(console, trials, finished, left, slots)
 
 
 def styled(status: str, width: int = 0) -> str:

@@ -1,0 +1,77 @@
+"""`--status`: a grid as its folder shows it, from another terminal, while it runs or afterwards. Writes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+
+from gla_ablate.errors import ConfigError
+from gla_ablate.experiment import Trial
+from gla_ablate.launch.forecast import Forecast
+from gla_ablate.launch.local import outcome
+from gla_ablate.launch.slots import divide
+from gla_ablate.launch.state import State
+from gla_ablate.launch.view import add_progress, clock, progress_table
+from gla_ablate.status import FAILED, STATUSES, read_json
+
+HOLDER = "run.holder.json"  # who holds run.lock
+
+
+def print_status(grid: list[Trial], folder: Path, console: Console) -> None:
+    """A row per trial of `grid`, why those failed that did, and who is at work in `folder`.
+
+    Raises `ConfigError` if nothing has ever run there.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--status: {folder}: nothing has run here yet")
+    holder = read_json(folder / HOLDER) or {}
+    at_work = bool(holder) and is_alive(holder.get("process"), holder.get("on"))
+    states = {trial.id: state_of(folder / trial.id, trial.config.trainer.max_steps) for trial in grid}
+    slots = holder.get("slots")
+    forecast = Forecast(grid, slots if isinstance(slots, int) else len(divide(None)))
+    table = progress_table(console.width)
+    for id, state in states.items():
+        add_progress(table, id, state, forecast.of_trial(state))
+    console.print(table)
+    for id, state in states.items():
+        if state.status in FAILED:
+            console.print(f"{state.status}: {id}: {state.reason}", highlight=False, markup=False, soft_wrap=True)
+    count = Counter(state.status for state in states.values())
+    parts = [f"{count[status]} {status}" for status in STATUSES if count[status]]
+    left = forecast.of_grid(states) if at_work else None
+    parts += [f"about {clock(left)} left"] if left else []
+    console.print(f"{len(grid)} trials: {', '.join(parts)}", highlight=False)
+    others = sum(home.name not in states and (home / "config.yaml").is_file() for home in folder.iterdir())
+    if others:
+        console.print(f"{others} more here are not of this grid as it is now", highlight=False)
+    who = f"process {holder.get('process')} on {holder.get('on')} since {holder.get('since')}"
+    console.print(f"run.py is at work here ({who})" if at_work else "no run.py is at work here", highlight=False)
+
+
+def state_of(home: Path, max_steps: int) -> State:
+    """As `status.json` has it, but for a process that is gone without having said so."""
+    state = State.read(home)
+    state.status = outcome(home)
+    state.max_steps = state.max_steps or max_steps
+    if state.status == "running" and not is_alive(state.pid, state.host):
+        state.status, state.reason = "killed", f"its process {state.pid} is gone"
+    return state
+
+
+def is_alive(pid: object, host: object) -> bool:
+    """Whether that process is there; of another machine's nothing is known, so yes."""
+    if host not in (None, platform.node()):
+        return True
+    if not isinstance(pid, int) or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
