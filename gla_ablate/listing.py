@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,36 +21,65 @@ from gla_ablate.launch.view import clock
 from gla_ablate.model import GATES, count_parameters, state_size
 from gla_ablate.registry import Option, type_name
 
+TRACED = 64  # different models whose memory is told
+
 
 def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[dict[str, str]]) -> None:
-    """A row per trial: parameters, numbers in the recurrent state of one sequence, tokens it trains on, steps, and the
-    time that it will take, judged by the trials under `out` that finished on a device like that of `slots`."""
+    """A row per trial: parameters, numbers in the recurrent state of one sequence, the memory that training takes,
+    tokens, steps, and the time, judged by the trials under `out` that finished on a device like that of `slots`."""
     device = device_of(slots[0])
     known = past(out, device)
     rate = rates(trials) if known else {}
     params = _cached_by_model()
+    memory = _memory(trials, "CUDA_VISIBLE_DEVICES" in slots[0])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("trial", overflow="fold")
-    for name in ("parameters", "state", "tokens", "steps", *(["time"] if known else [])):
+    for name in ("parameters", "state", "memory", "tokens", "steps", *(["time"] if known else [])):
         table.add_column(name, justify="right", no_wrap=True)
     total, durations = 0, []
     for trial in trials:
         config, count = trial.config, tokens(trial)
         total += count
-        numbers = (params(trial), state_size(config.model), count, config.trainer.max_steps)
-        cells = [f"{number:,}" for number in numbers]
+        cells = [f"{params(trial):,}", f"{state_size(config.model):,}", memory.get(trial.id, "–"), f"{count:,}"]
+        cells.append(f"{config.trainer.max_steps:,}")
         if known:
             durations.append(expected(rate[trial.id], count, known))
             cells.append(clock(durations[-1]))
         table.add_row(trial.id, *cells)
     console.print(table)
     console.print(f"{len(trials)} trials, {total:,} tokens; nothing was started", highlight=False)
+    console.print("memory: weights, gradients, optimiser, activations; libraries come on top", highlight=False)
     if known:
         seconds = makespan([], durations, len(slots))
         judges = f"judged by {len(known)} that finished on {device}"
         console.print(f"about {clock(seconds)} with {len(slots)} at a time, {judges}", highlight=False)
     else:
         console.print(f"how long they take is told once a trial has finished on {device}", highlight=False)
+
+
+def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
+    """Of each trial, as text: of as many different ones as are traced in some ten seconds."""
+    import torch
+
+    from gla_ablate.memory import training_bytes
+
+    has_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for trial in trials:
+        config = trial.config
+        bf16 = config.trainer.precision == "bf16-mixed" or (config.trainer.precision == "auto" and has_bf16)
+        vocab_size = build_source(config.data).vocab_size
+        key = json.dumps(
+            [to_dict(config)["model"], vocab_size, config.data["batch_size"], config.data["seq_len"], bf16]
+        )
+        if key not in texts:
+            if len(texts) == TRACED:
+                continue
+            size = training_bytes(config, vocab_size, "cuda" if gpu else "cpu", bf16)
+            texts[key] = "–" if size is None else f"{math.ceil(size / 2**20):,} MiB"
+        found[trial.id] = texts[key]
+    return found
 
 
 def _cached_by_model() -> Callable[[Trial], int]:

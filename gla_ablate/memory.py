@@ -1,0 +1,81 @@
+"""What training a model will keep in memory at most, without the memory: a step on tensors that have no data."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gla_ablate.config import Config
+from gla_ablate.model import count_parameters
+from gla_ablate.model.language_model import LanguageModel
+from gla_ablate.model.shapes import build_gates
+
+OPTIMISER = 2 * 4  # bytes a parameter: AdamW's moments
+WEIGHT = 4
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of all that operators return, at most at one time. What they allocate inside for themselves isn't seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                self.add(x.untyped_storage())
+        return out
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.alive:
+            size = storage.nbytes()
+            self.alive.add(storage._cdata)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self.remove, storage._cdata, size)
+
+    def remove(self, key: int, size: int) -> None:
+        self.alive.discard(key)
+        self.now -= size
+
+
+def training_bytes(config: Config, vocab_size: int, device: str, bf16: bool) -> int | None:
+    """Weights, gradients, AdamW's moments and a step's activations at their peak; None if a step can't be traced so.
+
+    All targets count as the data's. Layers are alike, so that two tell what many take. CUDA's and the libraries' own
+    memory comes on top, and what the allocator rounds up.
+    """
+    parameters = count_parameters(config.model, vocab_size)
+    try:
+        one = step_bytes(config, 1, vocab_size, device, bf16)
+        two = step_bytes(config, 2, vocab_size, device, bf16) if config.model.layers > 1 else one
+    except Exception:  # a plugin's gate can do anything, and so what needs numbers
+        return None
+    return (WEIGHT + OPTIMISER) * parameters + one + (config.model.layers - 1) * (two - one)
+
+
+def step_bytes(config: Config, layers: int, vocab_size: int, device: str, bf16: bool, fake: bool = True) -> int:
+    """The peak of gradients and activations over a forward and a backward pass of a model with so many layers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # loads torch's compiler: a second
+
+    model_config = replace(config.model, layers=layers)
+    shape = config.data["batch_size"], config.data["seq_len"]
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.enable_grad():
+        with torch.device(device):
+            model = LanguageModel(model_config, vocab_size, build_gates(model_config, seed=0))
+            tokens = torch.zeros(shape, dtype=torch.long)
+        with Peak() as peak:
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(model(tokens).flatten(0, 1).float(), tokens.flatten())
+            loss.backward()
+    return peak.most

@@ -1,0 +1,71 @@
+"""The estimate of memory, against steps that really run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from gla_ablate.config import Config, ModelConfig
+from gla_ablate.memory import Peak, step_bytes, training_bytes
+from gla_ablate.model import count_parameters
+from gla_ablate.model.gates import GATES, Gate, GateShape, register_gate
+from gla_ablate.model.shapes import check_model
+
+DATA = {"name": "stdlib", "seq_len": 48, "batch_size": 2}
+
+
+def small(**model):
+    return Config(model=check_model(ModelConfig(dim=32, heads=2, **model)), data=DATA)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("gate", ["data_dependent", "fixed_decay", "none"])
+def test_a_step_without_data_takes_what_a_real_one_does(gate, bf16):
+    config = small(gate={"name": gate})
+    assert step_bytes(config, 2, 256, "cpu", bf16) == step_bytes(config, 2, 256, "cpu", bf16, fake=False) > 50_000
+
+
+def test_two_layers_tell_what_five_take():
+    config = small(layers=5)
+    whole = step_bytes(config, 5, 256, "cpu", False) + 12 * count_parameters(config.model, 256)
+    assert training_bytes(config, 256, "cpu", False) == pytest.approx(whole, rel=1e-3)
+
+
+def test_more_of_anything_takes_more():
+    def bytes_of(config, bf16=False):
+        return training_bytes(config, 256, "cpu", bf16)
+
+    base = small()
+    assert bytes_of(base) > 16 * count_parameters(base.model, 256)
+    assert bytes_of(replace(base, data=DATA | {"batch_size": 4})) > 1.5 * bytes_of(base)
+    assert bytes_of(small(layers=4)) > 1.5 * bytes_of(base)
+    assert bytes_of(base, bf16=True) < bytes_of(base)
+
+
+def test_what_is_freed_counts_once():
+    with Peak() as peak:
+        a = torch.ones(1000)  # fp32
+        b = a.view(10, 100)
+        del a, b
+        c = torch.ones(500)
+    assert (peak.most, peak.now) == (4000, 2000)
+    del c
+
+
+def test_a_gate_that_needs_numbers_has_no_estimate(monkeypatch):
+    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))  # other tests don't see it
+
+    @register_gate("peeks")
+    class Peeks(Gate):
+        decay_shape = "none"
+
+        def __init__(self, shape: GateShape) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor) -> None:
+            assert x.sum().item() < 1e9
+
+    config = small(gate={"name": "peeks"})
+    assert step_bytes(config, 1, 256, "cpu", False, fake=False) > 0
+    assert training_bytes(config, 256, "cpu", False) is None
