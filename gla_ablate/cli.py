@@ -22,6 +22,7 @@ from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Experiment, Trial, load_experiment, record, trials
 from gla_ablate.status import read_json, write_json
 
+NAMED = 5  # trials that are named of those that don't belong to the grid any more
 WIDTH_OF_A_LOG = 160  # columns of a table that isn't printed on a terminal
 
 
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="run.py", description="Run a grid of trials and report on it.", allow_abbrev=False)
-    parser.add_argument("experiment", nargs="?", type=Path, help="a YAML such as experiments/quickstart.yaml")
+    parser.add_argument(
+        "experiment", nargs="?", type=Path, help="a YAML such as experiments/quickstart.yaml, or one trial's folder"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="in every trial; it fixes an axis of the grid"
     )
@@ -63,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-retries", type=_from(0), default=0, metavar="N", help="how often a trial that was killed starts again"
     )
     parser.add_argument("--fail-fast", action="store_true", help="end the grid with the first trial that fails")
+    parser.add_argument("--frozen", action="store_true", help="refuse to run code that is not committed")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print every trial and what it costs, start nothing")
     instead.add_argument("--status", action="store_true", help="print how each trial stands, start nothing")
@@ -84,6 +88,10 @@ def _run(given: argparse.Namespace) -> int:
     # Late imports: torch takes seconds that --help and a mistyped file shouldn't cost, and pandas seconds that only
     # the report should.
     console = _console()
+    if given.frozen:
+        _check_frozen()
+    if given.experiment is not None and given.experiment.is_dir():
+        return _run_again(given, console)
     if given.experiment is None:
         if not given.list_gates:
             raise ConfigError("which experiment? (such as experiments/quickstart.yaml; see python run.py --help)")
@@ -118,6 +126,27 @@ def _run(given: argparse.Namespace) -> int:
 
     write_report(folder, console)
     return code
+
+
+def _check_frozen() -> None:
+    from gla_ablate.stamp import PACKAGE, git_state
+
+    state = git_state(PACKAGE)
+    if state["sha"] is None:
+        raise ConfigError(f"--frozen: {PACKAGE} is in no git checkout, so nobody could tell what ran")
+    if state["dirty"]:
+        raise ConfigError("--frozen: there are changes that are not committed (git status shows them)")
+
+
+def _run_again(given: argparse.Namespace, console: Console) -> int:
+    """The trial in the folder that was given."""
+    from gla_ablate.launch.again import run_again
+
+    for name, value in {"key=value": given.overrides, "--dry-run": given.dry_run, "--status": given.status,
+                        "--report": given.report, "--list-gates": given.list_gates}.items():  # fmt: skip
+        if value:
+            raise ConfigError(f"{name}: a trial's folder ({given.experiment}) takes none; an experiment's YAML does")
+    return run_again(given.experiment, console)
 
 
 def _record(experiment: Experiment, grid: list[Trial], folder: Path) -> None:
@@ -164,6 +193,11 @@ def _launch(
         at_once = f", {len(slots)} at a time" if todo else ""
         summary = f"{experiment.name}: {len(grid)} trials{skipped}{at_once}, in {folder}"
         say(summary)
+        ids = {trial.id for trial in grid}
+        others = sorted(h.name for h in folder.iterdir() if h.name not in ids and (h / "config.yaml").is_file())
+        if others:
+            names = ", ".join(others[:NAMED]) + ", …" * (len(others) > NAMED)
+            say(f"{len(others)} trials there are not of this grid, and stay as they are: {names}")
         with make_view(console, todo, done, left, len(slots)) as view:
             options = {"max_retries": given.max_retries, "fail_fast": given.fail_fast}
             interrupted = run_trials(todo, folder, slots, view, **options)

@@ -50,7 +50,7 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
     seed_generators(config.seed)  # for a gate that draws while it runs: weights and batches have streams of their own
     module = AblationModule(config)
     point = take_up(folder, module, identity)
-    write_stamp(folder, stamp(device, backend, precision, identity), point)
+    write_stamp(folder, stamp(folder, device, backend, precision, identity), point)
 
     csv = MetricsCSV(folder / "metrics.csv", go_on=point is not None)
     tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, flush_secs=10)

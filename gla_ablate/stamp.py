@@ -1,8 +1,11 @@
-"""`stamp.json` of a trial: the code, the software and the machine that a result came from."""
+"""`stamp.json` of a trial: the code, the software and the machine that a result came from; and `code-….diff`, what the
+checkout held beyond its commit."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -12,21 +15,50 @@ from typing import Any
 
 import torch
 
+DRIVER = Path("/proc/driver/nvidia/version")
+PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("gla_ablate", "triton", "lightning", "datasets", "numpy")
 
 
-def stamp(device: torch.device, backend: str, precision: str, data: dict[str, Any]) -> dict[str, Any]:
-    """The stamp of this process. `backend` is the op's, `data` the source's own stamp."""
+def stamp(folder: Path, device: torch.device, backend: str, precision: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The stamp of this process, which runs the trial in `folder`. `backend` is the op's, `data` the source's own
+    stamp."""
     return {
-        "git": git_state(Path(__file__).resolve().parent),
+        "git": git_state(PACKAGE) | {"diff": keep_changes(folder)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__}  # with its CUDA
         | {name: installed(name) for name in PACKAGES},
         "device": device_name(device),
+        "machine": {"host": platform.node(), "driver": driver(), "threads": torch.get_num_threads()},
         "backend": backend,
         "precision": precision,
         "data": data,
         "command": shlex.join(sys.orig_argv),
     }
+
+
+def uncommitted() -> tuple[str | None, str]:
+    """What the checkout of this package holds beyond its commit, as a file's name, the same for the same changes, and
+    its content; (None, "") without any."""
+    changes = git(PACKAGE, "diff", "HEAD", "--binary") or ""
+    digest = hashlib.sha256(changes.encode("utf-8", errors="surrogateescape")).hexdigest()[:12]
+    return f"code-{digest}.diff" if changes else None, changes
+
+
+def keep_changes(folder: Path) -> str | None:
+    """Write what isn't committed into `folder`; the file's name."""
+    name, changes = uncommitted()
+    if name:
+        (folder / name).write_text(changes, encoding="utf-8", errors="surrogateescape")
+    return name
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver."""
+    try:
+        found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text())
+    except OSError:
+        return None
+    return found and found.group()
 
 
 def installed(package: str) -> str | None:
@@ -50,12 +82,17 @@ def cpu_name(threads: int) -> str:
 
 def git_state(folder: Path) -> dict[str, Any]:
     """{sha, dirty} of the checkout that holds `folder`; both None outside of one or without git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
-
-    try:
-        return {"sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):
+    sha, status = git(folder, "rev-parse", "HEAD"), git(folder, "status", "--porcelain", "--untracked-files=no")
+    if sha is None or status is None:
         return {"sha": None, "dirty": None}
+    return {"sha": sha.strip(), "dirty": bool(status)}
+
+
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git prints of the checkout that holds `folder`; None outside of one or without git."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("utf-8", errors="surrogateescape")

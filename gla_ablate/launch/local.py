@@ -120,7 +120,7 @@ def run_trials(
         while running or (queue and not (stop or failed)):
             for _ in range(min(len(free), len(queue)) if not (stop or failed) else 0):
                 trial = queue.popleft()
-                if _is_locked(folder / trial.id):  # an earlier launcher was killed and its trial is still ending
+                if is_locked(folder / trial.id):  # an earlier launcher was killed and its trial is still ending
                     queue.append(trial)
                     continue
                 running.append(_start(trial, folder / trial.id, free.pop(0), command))
@@ -178,7 +178,7 @@ def _start(trial: Trial, home: Path, slot: dict[str, str], command: tuple[str, .
     return Running(trial, process, slot, log_from)
 
 
-def _is_locked(home: Path) -> bool:
+def is_locked(home: Path) -> bool:
     """Whether a process holds the trial's lock."""
     try:
         with FileLock(home / "trial.lock", timeout=0):

@@ -1,0 +1,84 @@
+"""`python run.py RUN_FOLDER`: one trial from its own folder, without the experiment that it was of.
+
+One that isn't finished goes on in its folder. A finished one runs again in `again1`, `again2`, … inside it, and its
+metrics are held against what they were.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gla_ablate.config import read_config
+from gla_ablate.errors import ConfigError
+from gla_ablate.experiment import Trial
+from gla_ablate.launch.local import is_locked, prepare, run_trials
+from gla_ablate.launch.slots import divide
+from gla_ablate.launch.view import make_view
+from gla_ablate.stamp import PACKAGE, PACKAGES, git_state, installed, uncommitted
+from gla_ablate.status import read_json
+from gla_ablate.trial import is_finished
+
+
+def run_again(home: Path, console: Console) -> int:
+    """Run the trial in `home`; the exit code. Raises `ConfigError` if there is none, or none that could run."""
+    if not (home / "config.yaml").is_file():
+        raise ConfigError(f"{home}: no config.yaml here, so there is no trial to run")
+    config = read_config(home / "config.yaml")
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    target = home.resolve()
+    if is_locked(target):
+        raise ConfigError(f"{home}: another process is running this trial")
+    if is_finished(target):
+        target = next(new for i in itertools.count(1) if not (new := target / f"again{i}").exists())
+        say(f"{home}: finished before, so it runs again in {home / target.name}")
+    else:
+        say(f"{home}: isn't finished, so it goes on")
+    stamp = read_json(home / "stamp.json") or {}
+    for change in changes(stamp):
+        say(f"not as it was: {change}")
+    trial = Trial(target.name, {}, config.seed, config)
+    slots = divide(1)
+    threads = (stamp.get("machine") or {}).get("threads")
+    if isinstance(threads, int) and "CUDA_VISIBLE_DEVICES" not in slots[0]:
+        slots[0]["OMP_NUM_THREADS"] = str(threads)  # on a CPU other bits come of another number
+    todo = prepare([trial], target.parent, retry_failed=True, say=say)
+    with make_view(console, todo, 0) as view:
+        interrupted = run_trials(todo, target.parent, slots, view)
+    if interrupted:
+        return 130
+    if not is_finished(target):
+        return 1
+    if target.name != home.resolve().name:
+        compare(read_json(home / "result.json") or {}, read_json(target / "result.json") or {}, say)
+    return 0
+
+
+def changes(stamp: dict[str, Any]) -> list[str]:
+    """What is another than in the stamp: the code and the versions."""
+    found = []
+    before, now = stamp.get("git") or {}, git_state(PACKAGE)
+    if before.get("sha") != now["sha"]:
+        found.append(f"git {before.get('sha')}, now {now['sha']}")
+    then, kept = before.get("diff") or ("some" if before.get("dirty") else "none"), uncommitted()[0] or "none"
+    if then != kept:
+        found.append(f"changes that were not committed: {then}, now {kept}")
+    versions = stamp.get("versions") or {}
+    found += [f"{name} {versions[name]}, now {installed(name)}" for name in (*PACKAGES, "torch")
+              if name in versions and versions[name] != installed(name)]  # fmt: skip
+    return found
+
+
+def compare(before: dict[str, Any], now: dict[str, Any], say: Callable[[str], None]) -> None:
+    """The last value of each validation metric, then and now."""
+    then, again = before.get("metrics") or {}, now.get("metrics") or {}
+    for name in sorted(name for name in then.keys() & again.keys() if name.startswith("val/")):
+        same = "the same to the last bit" if then[name] == again[name] else f"off by {again[name] - then[name]:.2g}"
+        say(f"{name}: {then[name]:.6g} then, {again[name]:.6g} now, {same}")

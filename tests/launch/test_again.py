@@ -1,0 +1,133 @@
+"""`python run.py RUN_FOLDER`: a trial without its experiment."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from gla_ablate import stamp
+from gla_ablate.cli import main
+from gla_ablate.launch.again import changes, compare
+
+TINY = (
+    "name: t\nbase: [model/tiny, data/text, trainer/quick]\n"
+    "set: {data.files: [t.yaml], data.seq_len: 16, data.val_tokens: 32, data.batch_size: 2,\n"
+    "  trainer.max_steps: 4, trainer.val_every: 2, model.dim: 16, model.layers: 1, model.heads: 1}\n"
+)
+
+
+@pytest.fixture
+def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("t.yaml").write_text(TINY)
+    assert main(["t.yaml", "--jobs", "1"]) == 0
+    return tmp_path / "runs" / "t"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_trial_runs_again_from_its_folder_and_what_belongs_to_the_grid_no_more_stays(grid, capsys, monkeypatch):
+    (home,) = (p.parent for p in grid.glob("*/result.json"))
+    before = contents(home)
+    capsys.readouterr()
+    for name in ("again1", "again2"):
+        assert main([str(home)]) == 0
+        out = capsys.readouterr().out
+        assert f"runs again in {home / name}" in out and "not as it was" not in out
+        assert out.count("the same to the last bit") == 3 and "val/loss: " in out
+        result = json.loads((home / name / "result.json").read_text())
+        assert result["metrics"]["val/loss"] == json.loads(before["result.json"])["metrics"]["val/loss"]
+    assert {name: x for name, x in contents(home).items() if "again" not in name} == before
+
+    # one that isn't finished goes on in its own folder
+    (home / "result.json").unlink()
+    assert main([str(home)]) == 0
+    assert "isn't finished, so it goes on" in capsys.readouterr().out
+    assert json.loads((home / "result.json").read_text())["metrics"] == json.loads(before["result.json"])["metrics"]
+
+    # the YAML is edited: what is new runs, the old trial is named and stays
+    monkeypatch.setattr("gla_ablate.launch.local.run_trials", lambda *_, **__: True)
+    Path("t.yaml").write_text(TINY.replace("max_steps: 4", "max_steps: 5"))
+    assert main(["t.yaml"]) == 130
+    assert f"1 trials there are not of this grid, and stay as they are: {home.name}" in capsys.readouterr().out
+    assert (home / "result.json").exists()
+
+
+@pytest.mark.parametrize("given", [["a=b"], ["--dry-run"], ["--status"], ["--report"]])
+def test_what_makes_no_sense_for_one_trial_is_refused(given, tmp_path, capsys):
+    (tmp_path / "config.yaml").touch()
+    assert main([str(tmp_path), *given]) == 2
+    assert "a trial's folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_trials_or_is_in_use_is_refused(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "no config.yaml here" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("seed: x\n")
+    assert main([str(tmp_path)]) == 2
+    assert "config.yaml: seed" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("{}\n")
+    with FileLock(tmp_path / "trial.lock"):
+        assert main([str(tmp_path)]) == 2
+    assert "another process is running this trial" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git checkout in the place of the package's."""
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    git("add", "code.py")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(stamp, "PACKAGE", tmp_path)
+    monkeypatch.setattr("gla_ablate.launch.again.PACKAGE", tmp_path)
+    return tmp_path
+
+
+def test_what_isnt_committed_is_kept_and_told_apart(checkout, tmp_path):
+    home = tmp_path / "trial"
+    home.mkdir()
+    assert stamp.keep_changes(home) is None and list(home.iterdir()) == []
+    clean = stamp.git_state(checkout)
+    (checkout / "code.py").write_bytes(b"x = 2  # \xff\n")
+    name = stamp.keep_changes(home)
+    assert name is not None and b"+x = 2  # \xff" in (home / name).read_bytes()
+    dirty = stamp.git_state(checkout) | {"diff": name}
+    assert changes({"git": dirty}) == []
+    assert changes({"git": clean | {"diff": None}}) == [f"changes that were not committed: none, now {name}"]
+    (checkout / "code.py").write_text("x = 1\n")
+    assert changes({"git": dirty}) == [f"changes that were not committed: {name}, now none"]
+    assert changes({"git": {"sha": "abc", "dirty": False}}) == [f"git abc, now {clean['sha']}"]
+    assert changes({"git": clean, "versions": {"numpy": "0.1"}})[0].startswith("numpy 0.1, now ")
+
+
+def test_frozen_refuses_code_that_isnt_committed(checkout, capsys, tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_text(TINY.replace("t.yaml", str(file)))
+    frozen = [str(file), "--frozen", "--dry-run"]
+    assert main(frozen) == 0
+    (checkout / "code.py").write_text("x = 2\n")
+    assert main(frozen) == 2
+    assert "not committed" in capsys.readouterr().err
+
+
+def test_frozen_refuses_code_that_nobody_could_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stamp, "PACKAGE", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert main(["--list-gates", "--frozen"]) == 2
+    assert "in no git checkout" in capsys.readouterr().err
+
+
+def test_metrics_that_differ_are_told_with_how_much():
+    said: list[str] = []
+    compare({"metrics": {"val/loss": 2.0, "lr": 1.0}}, {"metrics": {"val/loss": 2.5, "lr": 2.0}}, said.append)
+    assert said == ["val/loss: 2 then, 2.5 now, off by 0.5"]
