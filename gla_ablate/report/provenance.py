@@ -44,7 +44,9 @@ def describe(aspect: str, stamp: dict[str, Any]) -> str:
         checksum = f", sha256 {known['sha256'][:12]}" if known.get("sha256") else ""
         return f"{known.get('name', 'unnamed')}{size}{checksum}"
     if aspect == "code":
-        return f"git {(known.get('sha') or 'unknown')[:10]}" + " with uncommitted changes" * bool(known.get("dirty"))
+        kept = f" ({known['diff']})" if known.get("diff") else ""
+        changed = f" with uncommitted changes{kept}" if known.get("dirty") else ""
+        return f"git {(known.get('sha') or 'unknown')[:10]}{changed}"
     if aspect == "versions":
         return ", ".join(f"{package} {version}" for package, version in known.items() if version)
     return str(known)
