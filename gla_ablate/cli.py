@@ -161,6 +161,7 @@ def _launch(
     """Run what is left to run of `grid` in `folder`; the exit code."""
     from gla_ablate.launch.local import prepare, run_trials
     from gla_ablate.launch.overview import HOLDER
+    from gla_ablate.launch.processes import starter
     from gla_ablate.launch.slots import divide
     from gla_ablate.launch.view import make_view
     from gla_ablate.trial import is_finished
@@ -178,6 +179,7 @@ def _launch(
     with lock:
         now = datetime.now().astimezone().isoformat(" ", "seconds")
         slots = divide(given.jobs)
+        start = starter(slots)  # which has begun to import while this goes on
         holder = {"process": os.getpid(), "on": platform.node(), "since": now, "slots": len(slots)}
         write_json(folder / HOLDER, holder)
 
@@ -200,7 +202,7 @@ def _launch(
             say(f"{len(others)} trials there are not of this grid, and stay as they are: {names}")
         with make_view(console, todo, done, left, len(slots)) as view:
             options = {"max_retries": given.max_retries, "fail_fast": given.fail_fast}
-            interrupted = run_trials(todo, folder, slots, view, **options)
+            interrupted = run_trials(todo, folder, slots, view, start, **options)
         (folder / HOLDER).unlink(missing_ok=True)
     if interrupted:
         console.print("interrupted; the same command goes on with what is left", highlight=False)

@@ -17,6 +17,7 @@ from gla_ablate.config import read_config
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.local import is_locked, prepare, run_trials
+from gla_ablate.launch.processes import starter
 from gla_ablate.launch.slots import divide
 from gla_ablate.launch.view import make_view
 from gla_ablate.stamp import PACKAGE, PACKAGES, git_state, installed, uncommitted
@@ -51,7 +52,7 @@ def run_again(home: Path, console: Console) -> int:
         slots[0]["OMP_NUM_THREADS"] = str(threads)  # on a CPU other bits come of another number
     todo = prepare([trial], target.parent, retry_failed=True, say=say)
     with make_view(console, todo, 0) as view:
-        interrupted = run_trials(todo, target.parent, slots, view)
+        interrupted = run_trials(todo, target.parent, slots, view, starter(slots))
     if interrupted:
         return 130
     if not is_finished(target):

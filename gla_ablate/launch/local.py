@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +16,7 @@ from filelock import FileLock, Timeout
 from gla_ablate.config import write_config
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
+from gla_ablate.launch.processes import Process, Start
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import View
 from gla_ablate.status import FAILED, LOST, STATUSES, read_json, set_aside
@@ -27,14 +25,12 @@ from gla_ablate.trial import DISK_FULL, is_finished
 POLL = 0.1  # seconds between looks at the processes
 GRACE = 30.0  # seconds from SIGTERM to SIGKILL: a trial may be writing a checkpoint
 SHOWN = 5  # lines of the log of a trial that failed
-COMMAND = (sys.executable, "-m", "gla_ablate.trial")
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
 class Running:
     trial: Trial
-    process: subprocess.Popen[bytes]
+    process: Process
     slot: dict[str, str]
     log_from: int  # bytes of log.txt that are of earlier attempts
 
@@ -104,10 +100,11 @@ def outcome(home: Path) -> str:
 
 
 def run_trials(
-    todo: list[Trial], folder: Path, slots: list[dict[str, str]], view: View, command: tuple[str, ...] = COMMAND,
+    todo: list[Trial], folder: Path, slots: list[dict[str, str]], view: View, start: Start,
     *, max_retries: int = 0, fail_fast: bool = False,
 ) -> bool:  # fmt: skip
-    """Run the prepared trials, as many at a time as there are slots, and keep `view` informed.
+    """Run the prepared trials, as many at a time as there are slots, each in the process that `start` gives it, and
+    keep `view` informed.
 
     A trial that fails doesn't disturb the others; with `fail_fast` it ends them, as a signal does. One that was killed
     runs again, up to `max_retries` times. SIGINT or SIGTERM interrupts the running ones and starts no more. Returns
@@ -123,7 +120,7 @@ def run_trials(
                 if is_locked(folder / trial.id):  # an earlier launcher was killed and its trial is still ending
                     queue.append(trial)
                     continue
-                running.append(_start(trial, folder / trial.id, free.pop(0), command))
+                running.append(_start(trial, folder / trial.id, free.pop(0), start))
                 view.started(trial)
             for ended in [r for r in running if r.process.poll() is not None]:
                 running.remove(ended)
@@ -152,30 +149,13 @@ def run_trials(
         return bool(stop)
 
 
-def _start(trial: Trial, home: Path, slot: dict[str, str], command: tuple[str, ...]) -> Running:
+def _start(trial: Trial, home: Path, slot: dict[str, str], start: Start) -> Running:
     """The trial in `home` as a process in a session of its own: Ctrl-C reaches the launcher, which tells it on."""
-    paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {
-        **os.environ,
-        **slot,
-        "PYTHONPATH": os.pathsep.join(paths),  # a checkout that isn't installed works too
-        "PYTHONUNBUFFERED": "1",
-        "GLA_ABLATE_PARENT": str(os.getpid()),
-    }
     if not (home / "config.yaml").is_file():  # somebody has cleared up since it was prepared
         home.mkdir(parents=True, exist_ok=True)
         write_config(trial.config, home / "config.yaml")
     with open(unlinked(home / "log.txt"), "ab") as log:
-        log_from = log.tell()
-        process = subprocess.Popen(
-            [*command, str(home)],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return Running(trial, process, slot, log_from)
+        return Running(trial, start(home, slot, log), slot, log.tell())
 
 
 def is_locked(home: Path) -> bool:
@@ -190,6 +170,7 @@ def is_locked(home: Path) -> bool:
 def _final_state(home: Path, ended: Running, stopped: bool) -> State:
     """How the trial in `home` ended. One that left no final status of its own gets it here, with what is known."""
     state, returncode = State.read(home), ended.process.returncode
+    assert returncode is not None
     if is_finished(home) or state.status in ("interrupted", *FAILED):
         return state
     if stopped:

@@ -76,7 +76,7 @@ class View:
     def left(self) -> str:
         """The grid's own time left, once it can be told."""
         seconds = self.forecast.of_grid(self.states)
-        return f", about {clock(seconds)} left" if seconds else ""
+        return f", about {clock(seconds)} left" if seconds and seconds >= 1 else ""
 
 
 class LiveView(View):

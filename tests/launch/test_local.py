@@ -18,6 +18,7 @@ from gla_ablate.config import Config, read_yaml
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.local import prepare, run_trials
+from gla_ablate.launch.processes import Spawn
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import View
 
@@ -72,7 +73,7 @@ class Launcher:
         self.ran = [trial.id for trial in todo]
         slots = [{}] * slots if isinstance(slots, int) else slots
         with View(self.console, todo, len(trials) - len(todo)) as view:
-            return run_trials(todo, self.folder, slots, view, (sys.executable, str(self.script)), **options)
+            return run_trials(todo, self.folder, slots, view, Spawn((sys.executable, str(self.script))), **options)
 
     def state(self, name: str) -> State:
         return State.read(self.folder / name)

@@ -1,0 +1,132 @@
+"""Trials as forks of a server, with stand-ins that it has imported for a trial."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gla_ablate.launch import processes
+from gla_ablate.launch.processes import Fork, Spawn, starter
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on Linux alone")
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+from gla_ablate.launch import processes
+processes.PRELOADED = ("json",)
+home = Path(sys.argv[1])
+(home / "trial").mkdir(exist_ok=True)
+start = processes.Fork()
+with open(home / "log.txt", "ab") as log:
+    process = start(home / "trial", {"OMP_NUM_THREADS": "3"}, log)
+while process.poll() is None:
+    time.sleep(0.01)
+print(json.dumps({"code": process.returncode, "forked": type(process).__name__, "pid": process.process.pid}))
+"""
+
+
+def script(home: Path, **options: object) -> subprocess.Popen[str]:
+    """Without a guard for `__main__`, as users write them."""
+    file = home / "script.py"
+    file.write_text(SCRIPT)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, file, home], stdout=subprocess.PIPE, text=True, env=env, **options)
+
+
+def test_a_script_of_any_kind_can_start_trials_whose_output_is_their_log(tmp_path):
+    out, _ = script(tmp_path).communicate(timeout=120)
+    found = json.loads(out)  # printed once: the trial didn't run the script again
+    assert found["code"] == 2 and found["forked"] == "Forked"
+    assert "no config.yaml here" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.fixture
+def fork(monkeypatch):
+    """A starter whose trials note how they run, and then do what their folder's name says."""
+    monkeypatch.setattr(processes, "run", stand_in)
+    return Fork()
+
+
+def stand_in(home: str, slot: dict[str, str], log: str) -> None:
+    import gla_ablate.trial
+
+    def trial(arguments: list[str]) -> int:
+        folder = Path(arguments[0])
+        threads, parent = os.environ["OMP_NUM_THREADS"], int(os.environ["GLA_ABLATE_PARENT"])
+        note = {"pid": os.getpid(), "session": os.getsid(0), "threads": threads, "parent": parent}
+        gla_ablate.trial.die_with_parent()
+        (folder / "note.json").write_text(json.dumps(note | {"lightning": "lightning" in sys.modules}))
+        print("printed")
+        os.write(2, b"to the descriptor\n")
+        if folder.name == "waits":
+            time.sleep(60)
+        return 7
+
+    gla_ablate.trial.main = trial
+    real_run(home, slot, log)
+
+
+real_run = processes.run
+
+
+def begin(start, home: Path):
+    home.mkdir()
+    with open(home / "log.txt", "ab") as log:
+        return start(home, {"OMP_NUM_THREADS": "3"}, log)
+
+
+def note_of(home: Path) -> dict:
+    deadline = time.monotonic() + 60
+    while not (home / "note.json").exists() or not (home / "note.json").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return json.loads((home / "note.json").read_text())
+
+
+def ended(process) -> int:
+    deadline = time.monotonic() + 60
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process.returncode
+
+
+def test_a_forked_trial_has_a_session_threads_and_a_log_of_its_own_and_imports_done(fork, tmp_path):
+    process = begin(fork, tmp_path / "ends")
+    assert ended(process) == 7
+    note = note_of(tmp_path / "ends")
+    assert note["session"] == note["pid"] != os.getpid() and note["threads"] == "3" and note["lightning"]
+    assert (tmp_path / "ends" / "log.txt").read_text().splitlines()[-2:] == ["printed", "to the descriptor"]
+    assert "lightning" not in os.environ.get("OMP_NUM_THREADS", "")
+
+
+@pytest.mark.parametrize(("how", "code"), [("terminate", -signal.SIGTERM), ("kill", -signal.SIGKILL)])
+def test_a_forked_trial_ends_by_a_signal_and_says_which(how, code, fork, tmp_path):
+    process = begin(fork, tmp_path / "waits")
+    note_of(tmp_path / "waits")
+    getattr(process, how)()
+    assert ended(process) == code
+
+
+def test_a_killed_server_takes_its_trials_with_it_and_the_next_trial_gets_another(fork, tmp_path):
+    process = begin(fork, tmp_path / "waits")
+    note = note_of(tmp_path / "waits")
+    os.kill(note["parent"], signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL  # so that it counts as lost, and is retried
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{note['pid']}").exists():
+        assert time.monotonic() < deadline, "an orphan runs on"
+        time.sleep(0.02)
+    again = begin(fork, tmp_path / "ends")
+    assert ended(again) == 7 and note_of(tmp_path / "ends")["parent"] != note["parent"]
+
+
+def test_trials_on_gpus_are_interpreters_of_their_own():
+    assert isinstance(starter([{"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0"}]), Spawn)
+    assert isinstance(starter([{"OMP_NUM_THREADS": "1"}]), Fork)
