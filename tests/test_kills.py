@@ -45,6 +45,7 @@ WAYS = (
     ("run.py", signal.SIGINT),
     ("run.py", signal.SIGTERM),
     ("all", signal.SIGTERM),
+    ("server", signal.SIGKILL),
 )
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
@@ -91,6 +92,10 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -105,6 +110,11 @@ def kill(process: subprocess.Popen[bytes], way: tuple[str, int], running: dict[P
     if whom == "trial":
         os.kill(random.choice(pids), number)
         return  # the other goes on, and run.py ends with it
+    if whom == "server":  # of which trials are forks; without it run.py ends, too
+        os.kill(parent(pids[0]), number)
+        process.wait(60)
+        wait_for(lambda: not any(map(alive, pids)), 60)
+        return
     if whom == "all":
         for pid in pids:
             os.kill(pid, number)

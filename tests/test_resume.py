@@ -52,7 +52,7 @@ DATA = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs
 DATA |= {"val_tokens": 160}  # three batches
 MODEL = {"dim": 32, "layers": 1, "heads": 2, "chunk_size": 16, "gate": {"name": "drawing"}}
 TRAINER = {"max_steps": 11, "val_every": 4, "log_every": 3, "precision": "32-true"}
-OF_TIME = {"seconds", "tokens_per_s", "peak_mem_mb"}
+OF_TIME = {"seconds", "setup", "tokens_per_s", "peak_mem_mb"}
 
 
 @pytest.fixture(scope="module")
