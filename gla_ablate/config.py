@@ -6,7 +6,9 @@ line): `merge` lays one over another, `interpolate` follows references between t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -145,6 +147,8 @@ def _names_first(item: tuple[Any, Any]) -> tuple[int, bool]:
 def interpolate(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with every `${…}` replaced by what it names: another key (`${model.dim}`), or an environment variable
     (`${oc.env:HOME}`), in OmegaConf's grammar. Raises `ConfigError` for one that names nothing."""
+    if not _refers(values):  # as most do not; OmegaConf takes milliseconds
+        return copy.deepcopy(dict(values))
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
     except OmegaConfBaseException as error:
@@ -152,12 +156,27 @@ def interpolate(values: Mapping[str, Any]) -> dict[str, Any]:
     return typing.cast(dict[str, Any], resolved)
 
 
+def _refers(value: Any) -> bool:
+    """Whether there is anything in it for OmegaConf to resolve."""
+    if isinstance(value, Mapping):
+        return any(map(_refers, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_refers, value))
+    return isinstance(value, str) and ("${" in value or value == "???")
+
+
+@functools.cache
+def type_hints(schema: Any) -> dict[str, Any]:
+    """`typing.get_type_hints`, which compiles each annotation anew."""
+    return typing.get_type_hints(schema)
+
+
 def fill(schema: type[T], given: Mapping[str, Any], where: str = "") -> T:
     """The dataclass `schema` with the values of `given`, each checked against its annotation; the rest by default.
 
     Raises `ConfigError` for a key that `schema` doesn't have, for a value of another type and for a missing value.
     """
-    kinds = typing.get_type_hints(schema)
+    kinds = type_hints(typing.cast(Any, schema))
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in kinds:

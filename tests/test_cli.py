@@ -149,13 +149,15 @@ def test_one_run_at_a_time_owns_an_experiments_folder(tmp_path, capsys):
 
 
 def test_a_second_run_says_who_is_at_work(tmp_path):
-    first = run_py(write(tmp_path / "t.yaml", TINY), "--out", tmp_path / "runs", start_new_session=True)
+    long = "trainer.max_steps=1500"  # until the second has begun
+    file = write(tmp_path / "t.yaml", TINY)
+    first = run_py(file, long, "--out", tmp_path / "runs", start_new_session=True)
     try:
         held = tmp_path / "runs" / "t" / "run.holder.json"
         deadline = time.monotonic() + 60
         while not held.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        second = run_py(tmp_path / "t.yaml", "--out", tmp_path / "runs")
+        second = run_py(file, long, "--out", tmp_path / "runs")
         out, err = second.communicate(timeout=60)
         assert second.returncode == 2 and out == ""
         since = json.loads(held.read_text())["since"]

@@ -176,7 +176,7 @@ grid:
 """
     (trial,) = expand(text)
     assert re.fullmatch(
-        r"data_dependent-rank8-tau2\.0-tie_embeddings-True-lr0\.001-mqar-.*-[0-9a-f]{8}-seed0", trial.id
+        r"data_dependent-rank8-tau2\.0-tie_embeddings-True-lr0\.001-mqar-.*-[0-9a-f]{12}-seed0", trial.id
     )
     assert len(trial.id) <= 110
     assert expand("")[0].id.startswith("base-")
