@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="in every trial; it fixes an axis of the grid"
     )
     parser.add_argument("--jobs", type=_from(1), help="trials at a time (default: one per GPU, else 2)")
+    parser.add_argument("--per-gpu", type=_from(1), metavar="N", help="trials at a time on each GPU (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all experiments (default: runs)")
     parser.add_argument("--retry-failed", action="store_true", help="also trials that failed by a fault of their own")
     parser.add_argument(
@@ -107,7 +108,7 @@ def _run(given: argparse.Namespace) -> int:
         from gla_ablate.launch.slots import divide
         from gla_ablate.listing import print_trials
 
-        print_trials(grid, console, given.out, divide(given.jobs))
+        print_trials(grid, console, given.out, divide(given.jobs, given.per_gpu))
         return 0
     folder = given.out / experiment.name
     if given.status:
@@ -166,6 +167,7 @@ def _launch(
     from gla_ablate.launch.view import make_view
     from gla_ablate.trial import is_finished
 
+    slots = divide(given.jobs, given.per_gpu)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "run.lock")
@@ -178,7 +180,6 @@ def _launch(
         raise ConfigError(f"--out: {folder}: {(error.strerror or str(error)).lower()}") from error
     with lock:
         now = datetime.now().astimezone().isoformat(" ", "seconds")
-        slots = divide(given.jobs)
         start = starter(slots)  # which has begun to import while this goes on
         holder = {"process": os.getpid(), "on": platform.node(), "since": now, "slots": len(slots)}
         write_json(folder / HOLDER, holder)

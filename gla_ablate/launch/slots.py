@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from gla_ablate.errors import ConfigError
+
 
 def cores() -> int:
     """CPU cores that this process may use."""
@@ -19,13 +21,18 @@ def gpus() -> list[str]:
     return named[:count] if named else [str(i) for i in range(count)]
 
 
-def divide(jobs: int | None) -> list[dict[str, str]]:
+def divide(jobs: int | None, per_gpu: int | None = None) -> list[dict[str, str]]:
     """The environment of each of `jobs` slots: a GPU where there are any, in turn, and an equal share of the cores.
 
-    By default a slot per GPU, or without GPUs two (one on a single core). An `OMP_NUM_THREADS` of the user's stands.
+    By default `per_gpu` (1) slots a GPU, or without GPUs two in all (one on a single core). An `OMP_NUM_THREADS` of the
+    user's stands. Raises `ConfigError` for a `per_gpu` that the GPUs here don't allow: none, or fewer slots than jobs.
     """
     devices = gpus()
-    count = jobs or len(devices) or min(2, cores())
+    if per_gpu and not devices:
+        raise ConfigError("--per-gpu: there is no GPU here")
+    if per_gpu and jobs and jobs > per_gpu * len(devices):
+        raise ConfigError(f"--jobs: got {jobs}, more than --per-gpu {per_gpu} on {len(devices)} GPUs")
+    count = jobs or len(devices) * (per_gpu or 1) or min(2, cores())
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
     slots = [{"OMP_NUM_THREADS": threads} for _ in range(count)]
     for i, slot in enumerate(slots):

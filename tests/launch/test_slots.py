@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from gla_ablate.errors import ConfigError
 from gla_ablate.launch import slots
 
 
@@ -33,6 +34,23 @@ def test_each_gpu_has_a_slot_and_more_jobs_share_them_in_turn(machine):
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots.divide(None)] == ["0", "1"]
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots.divide(3)] == ["0", "1", "0"]
     assert slots.divide(None)[0]["OMP_NUM_THREADS"] == "8"
+
+
+def test_several_trials_share_a_gpu_when_asked_to(machine):
+    machine(16, gpus=2)
+    found = slots.divide(None, per_gpu=3)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in found] == ["0", "1", "0", "1", "0", "1"]
+    assert {slot["OMP_NUM_THREADS"] for slot in found} == {"2"}
+    assert len(slots.divide(4, per_gpu=3)) == 4
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "message"), [(0, None, "there is no GPU here"), (2, 5, "got 5, more than --per-gpu 2 on 2 GPUs")]
+)
+def test_more_trials_on_a_gpu_than_it_was_said_to_take_are_refused(machine, gpus, jobs, message):
+    machine(16, gpus=gpus)
+    with pytest.raises(ConfigError, match=message):
+        slots.divide(jobs, per_gpu=2)
 
 
 def test_only_the_gpus_that_the_user_shows_are_used(machine):
