@@ -60,6 +60,17 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def none_alone(running: list[Running]) -> Iterator[None]:
+    """An error in here ends the trials, which would go on without anybody looking."""
+    try:
+        yield
+    except BaseException:
+        for r in running:
+            r.process.terminate()
+        raise
+
+
 def prepare(
     trials: list[Trial], folder: Path, retry_failed: bool = False, say: Callable[[str], None] = print
 ) -> list[Trial]:
@@ -113,7 +124,7 @@ def run_trials(
     queue, free, running = deque(todo), list(slots), list[Running]()
     retries = dict.fromkeys((trial.id for trial in todo), max_retries)
     failed, deadline = False, float("inf")
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, none_alone(running):
         while running or (queue and not (stop or failed)):
             for _ in range(min(len(free), len(queue)) if not (stop or failed) else 0):
                 trial = queue.popleft()

@@ -118,6 +118,20 @@ def test_each_trial_gets_its_folder_its_config_and_its_log(launch):
     assert "3 of 3 finished" in launch.printed
 
 
+def test_an_error_of_the_launchers_own_ends_the_trials(launch, monkeypatch):
+    def tick(self: View, running: dict[str, State]) -> None:
+        if (launch.folder / "polite-a" / "ready").exists():
+            raise OSError("no terminal any more")
+
+    monkeypatch.setattr(View, "tick", tick)
+    with pytest.raises(OSError, match="no terminal"):
+        launch("polite-a")
+    deadline = time.monotonic() + 10
+    while launch.state("polite-a").status != "interrupted":
+        assert time.monotonic() < deadline, "it runs on"
+        time.sleep(0.02)
+
+
 def test_a_finished_trial_is_skipped_with_its_files_untouched(launch):
     launch("good")
     before = {f: f.stat().st_mtime_ns for f in (launch.folder / "good").iterdir()}
