@@ -37,6 +37,7 @@ class Case:
     group: int = 1  # heads of q for each of the H heads of k, v and g
     lengths: tuple[int, ...] = ()  # of packed sequences
     recompute: bool = False
+    bare: bool = False  # no initial state, and the final one isn't asked for, as in training
 
     @property
     def id(self) -> str:
@@ -45,6 +46,7 @@ class Case:
             f"G{self.group}" if self.group > 1 else "",
             "packed" if self.lengths else "",
             "recompute" if self.recompute else "",
+            "bare" if self.bare else "",
         )
         return "-".join(filter(None, (self.kind, self.strength, size, *marks)))
 
@@ -86,7 +88,7 @@ def inputs(case: Case) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
     heads = H * case.group
     q, k, v = quantised(B, T, heads, K, seed=seed), quantised(B, T, H, K, seed=seed), quantised(B, T, H, V, seed=seed)
     start, g = quantised(n, H, K, V, seed=seed), gate(case, seed)
-    given = {"q": q, "k": k, "v": v, "initial_state": start, "g": g}
+    given = {"q": q, "k": k, "v": v, "initial_state": None if case.bare else start, "g": g}
     incoming = {"o": quantised(B, T, heads, V, seed=seed), "state": quantised(n, H, K, V, seed=seed)}
     return {name: None if x is None else x.to(DEVICE) for name, x in given.items()}, {
         name: x.to(DEVICE) for name, x in incoming.items()
@@ -103,12 +105,18 @@ def leaves(case: Case, dtype: torch.dtype) -> dict[str, Tensor | None]:
     }
 
 
-def collect(case: Case, o: Tensor, state: Tensor, given: dict[str, Tensor | None]) -> dict[str, Tensor]:
+def collect(case: Case, o: Tensor, state: Tensor | None, given: dict[str, Tensor | None]) -> dict[str, Tensor]:
     _, incoming = inputs(case)
-    wanted = [x for x in given.values() if x is not None]
-    loss = (o * incoming["o"].to(o.dtype)).sum() + (state * incoming["state"].to(state.dtype)).sum()
-    grads = torch.autograd.grad(loss, wanted)
-    return dict(zip(NAMES, (o.detach(), state.detach(), *grads), strict=False))
+    wanted = {name: x for name, x in given.items() if x is not None}
+    loss = (o * incoming["o"].to(o.dtype)).sum()
+    found = {"o": o.detach()}
+    if not case.bare:
+        assert state is not None
+        loss += (state * incoming["state"].to(state.dtype)).sum()
+        found["state"] = state.detach()
+    grads = torch.autograd.grad(loss, list(wanted.values()))
+    names = ("d_initial" if name == "initial_state" else f"d{name}" for name in wanted)
+    return found | dict(zip(names, grads, strict=True))
 
 
 @functools.lru_cache(maxsize=8)
@@ -120,12 +128,12 @@ def expected(case: Case) -> dict[str, Tensor]:
         given["g"] = given["g"].detach().expand(case.B, case.T, -1).clone().requires_grad_()
     q, k, v, g, start = (given[name] for name in ("q", "k", "v", "g", "initial_state"))
     k, v, g = (None if x is None else x.repeat_interleave(case.group, 2) for x in (k, v, g))
-    start = start.repeat_interleave(case.group, 1)
+    start = None if start is None else start.repeat_interleave(case.group, 1)
     outputs, states, first = [], [], 0
     for i, length in enumerate(case.lengths or (case.T,)):
         rows = slice(first, first + length)
         part = None if g is None else g[:, rows]
-        s = start[i : i + 1] if case.lengths else start
+        s = start[i : i + 1] if case.lengths and start is not None else start
         o, s = recurrent(q[:, rows], k[:, rows], v[:, rows], part, scale=case.K**-0.5, initial_state=s)
         outputs.append(o)
         states.append(s)
@@ -140,7 +148,7 @@ def computed(case: Case, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
         cu_seqlens = torch.tensor([0, *case.lengths], device=DEVICE).cumsum(0)
     q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
     o, state = gated_linear_attention(
-        q, k, v, g, initial_state=given["initial_state"], output_final_state=True, cu_seqlens=cu_seqlens,
+        q, k, v, g, initial_state=given["initial_state"], output_final_state=not case.bare, cu_seqlens=cu_seqlens,
         chunk_size=case.chunk, backend=backend, recompute=case.recompute,
     )  # fmt: skip
     return collect(case, o, state, given)

@@ -19,7 +19,7 @@ KERNELS = {
     },
     "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},
 }
-RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "scale", "mild"}
+RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "N", "SEGMENTS", "INNER", "scale", "mild"}
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_where_tiles_and_chunks_of_packed_sequences_lie(lengths: list[int], dtyp
     assert own.segments.size == 8
     segments, at, rest = [], {}, found["segments"]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        count = 2 if n_tiles[i] >= 12 else 1
+        count = max((n_tiles[i] + 4) // 8, 1)
         assert found["own_segments"][i] == [len(segments), count]
         segments += [mark for mark in rest if mark[0] == i]
         at[i] = [mark[1:] for mark in rest if mark[0] == i]
@@ -210,9 +210,11 @@ def test_a_key_names_one_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.setdefault((kernel.fn.__name__, key), set()).add(traits(arguments))
 
     monkeypatch.setattr(calls, "launch", look_on)
-    for kind in KINDS:
+    for kind, busy in (*((kind, 512) for kind in KINDS), ("channel", 0)):
+        monkeypatch.setattr(calls, "BUSY", busy)
         for size in (
             {},
+            {"H": 1},
             {"T": 64},
             {"K": 256, "T": 64},
             {"K": 256, "T": 70, "V": 128},
@@ -229,11 +231,12 @@ def test_a_key_names_one_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
                         given = leaves(case, dtype)
                         q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
                         first = given["initial_state"] if start else None
+                        gate = g if start or g is None else g.detach()
                         for packed in (None, torch.tensor([0, 7, case.T], device=DEVICE)):
                             if first is not None and packed is not None:
-                                continue
+                                first = torch.cat((first, first))
                             o, end = gated_linear_attention(
-                                q, k, v, g, initial_state=first, output_final_state=start, cu_seqlens=packed,
+                                q, k, v, gate, initial_state=first, output_final_state=start, cu_seqlens=packed,
                                 chunk_size=chunk, backend="triton", recompute=not start,
                             )  # fmt: skip
                             (o.sum() if end is None else o.sum() + end.sum()).backward()

@@ -106,13 +106,13 @@ def describe(x: Tensor, width: int, rows: int, columns: int) -> TensorDescriptor
 
 
 class Segments(NamedTuple):
-    """Tiles of one (of packed sequences: about), how many a sequence has if all have as many, how many there are at
-    most, and whether any sequence has several."""
+    """How sequences are cut for scans: tiles of a segment (of packed sequences: about), segments of a sequence if all
+    have as many, segments in all at most, and those of sequences that have several: 0 where none has."""
 
     size: int
     each: int
     total: int
-    cut: bool
+    inner: int
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Call:
         sizes = {"tiles": (self.tiles, 2), "segments": (cut.total, 3), "own_segments": (n, 2)}
         made = {name: self.new(*sizes.get(name, (n,)), dtype=torch.int32) for name in TABLES}
         given: dict[str, Tensor | None] = {"cu_seqlens": self.cu_seqlens, **made}
-        numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "SEGMENTS": cut.total}
+        numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "SEGMENTS": cut.total, "INNER": cut.inner}
         shape = {"BT": self.bt, "TPC": self.chunk // self.bt}
         launch(packing_kernel, n, self.key, **given, **numbers, **shape)
         return given
@@ -253,15 +253,20 @@ class Call:
             tiles = pieces(self.shape[1], self.bt)
             count = min(FILLED // max(programs * self.sequences, 1), tiles // SHORTEST)
             if count < 3:  # what going over the sequence twice would cost
-                return Segments(max(tiles, 1), 1, self.sequences, False)
+                return Segments(max(tiles, 1), 1, self.sequences, 0)
             size = pieces(pieces(tiles, count), multiple) * multiple
-            return Segments(size, pieces(tiles, size), self.sequences * pieces(tiles, size), True)
+            each = pieces(tiles, size)
+            return Segments(size, each, self.sequences * each, self.sequences * each)
         # lengths are on the device: cut what alone would take longer than half of all, evenly shared out
         tiles = pieces(self.shape[1], self.bt)
         filled = FILLED if self.shape[3] > 64 else 2 * FILLED  # smaller states leave room for a second program
         size = max(pieces(tiles * programs, 2 * filled), SHORTEST)
         size = pieces(size, multiple) * multiple
-        return Segments(size, 1, self.sequences + self.tiles // size, 2 * tiles >= 3 * size)
+        if 2 * tiles < 3 * size:
+            return Segments(size, 1, self.sequences, 0)
+        # one of t ≥ 3/2 size tiles is cut in t/size + 1/2 at most, 4/3 of t/size, and its last tile may be short
+        total = self.sequences + self.tiles // size
+        return Segments(size, 1, total, min(total, pieces(3 * tiles, 2 * size)))
 
     @cached_property
     def arguments(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def scan(
         scan_kernel, call.segments.total * pieces(V, call.tuning(scan_kernel).bv),
         **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": saved.scores}), start=start,
         borders=borders(call, saved, x, start, reverse), states=states, end=end, decay=saved.decay, REVERSE=reverse,
-        HAS_START=start is not None, CUT=call.segments.cut, STORE_STATES=keep_states, STORE_END=keep_end,
+        HAS_START=start is not None, CUT=call.segments.inner > 0, STORE_STATES=keep_states, STORE_END=keep_end,
     )  # fmt: skip
     return o, states, end
 
@@ -124,23 +124,25 @@ def states(call: Call, saved: Saved, x: Tensor, start: Tensor | None) -> Tensor:
     """At every chunk, `[chunks, H, V, K]`: of the forward pass, whose output isn't needed."""
     call = call.ungrouped
     made = call.new_states(call.heads)
+    inner = borders(call, saved, x, start, False)
     states_pass(
-        call, saved.write, x, saved.decay, start=start, borders=borders(call, saved, x, start, False), states=made,
-        REVERSE=False, HAS_START=start is not None, CUT=call.segments.cut, ENDS=False,
+        call, call.segments.total, saved.write, x, saved.decay, start=start, borders=inner, states=made, REVERSE=False,
+        HAS_START=start is not None, CUT=inner is not None, ENDS=False,
     )  # fmt: skip
     return made
 
 
 def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: bool) -> Tensor | None:
-    """What each segment of a scan begins with, `[segments, heads, K, V]`; None where sequences are not cut."""
-    if not call.segments.cut:
+    """What the segments of sequences that are cut begin with, `[segments, heads, K, V]`; None where none is."""
+    inner = call.segments.inner
+    if not inner:
         return None
     if not reverse:
         call = call.ungrouped  # query heads have no part in it
     _, _, _, K, V = call.shape
-    made = call.new(call.segments.total, call.heads, K, V, dtype=torch.float32)
+    made = call.new(inner, call.heads, K, V, dtype=torch.float32)
     states_pass(
-        call, saved.read if reverse else saved.write, x, saved.decay, start=None, borders=made, states=None,
+        call, inner, saved.read if reverse else saved.write, x, saved.decay, start=None, borders=made, states=None,
         REVERSE=reverse, HAS_START=False, CUT=False, ENDS=True,
     )  # fmt: skip
     block = call.tuning(segments_kernel)
@@ -151,9 +153,9 @@ def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: 
     return made
 
 
-def states_pass(call: Call, b: Tensor, x: Tensor, decay: Tensor | None, **own: Any) -> None:
+def states_pass(call: Call, count: int, b: Tensor, x: Tensor, decay: Tensor | None, **own: Any) -> None:
     block = call.tuning(states_kernel)
-    programs = call.segments.total * pieces(call.shape[3], block.bk) * pieces(call.shape[4], block.bv)
+    programs = count * pieces(call.shape[3], block.bk) * pieces(call.shape[4], block.bv)
     call.run(states_kernel, programs, **operands(call, states_kernel, {"b": b}, {"x": x}, {}), decay=decay, **own)
 
 

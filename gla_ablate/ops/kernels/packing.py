@@ -16,9 +16,9 @@ def cuts(tiles, SEG, TPC: tl.constexpr):
     return tl.maximum(tl.cdiv(tiles, tl.maximum(each, 1)), 1), each
 
 
-@triton.jit(do_not_specialize=["N", "COUNT", "SEG", "SEGMENTS"])
+@triton.jit(do_not_specialize=["N", "COUNT", "SEG", "SEGMENTS", "INNER"])
 def packing_kernel(
-    cu_seqlens, tiles, tile_base, chunk_base, segments, own_segments, N, COUNT, SEG, SEGMENTS,
+    cu_seqlens, tiles, tile_base, chunk_base, segments, own_segments, N, COUNT, SEG, SEGMENTS, INNER,
     BT: tl.constexpr, TPC: tl.constexpr,
 ):  # fmt: skip
     """Of N sequences, all int32: tiles `[COUNT, 2]`, the sequence and the place in it of every tile; tile_base,
@@ -26,8 +26,9 @@ def packing_kernel(
     last of what one program of a scan takes; own_segments `[N, 2]`, each one's first segment and how many it has.
 
     Sequences much longer than SEG tiles are cut into several segments. Those of the longest come first, so that none
-    begins when the others are done. Past the last tile the tables name tiles past the end of the last sequence, and
-    segments of sequence −1, whose programs return at once. Grid: N.
+    begins when the others are done; the first INNER are all of those that are cut. Past the last tile the tables name
+    tiles past the end of the last sequence, and segments of sequence −1, whose programs return at once. Offsets that
+    don't rise are the caller's error, but nothing is written outside of the tables. Grid: N.
     """
     i_n = tl.program_id(0)
     own = (tl.load(cu_seqlens + i_n + 1) - tl.load(cu_seqlens + i_n)).to(tl.int32)
@@ -55,17 +56,18 @@ def packing_kernel(
     end = COUNT if i_n == N - 1 else base + n_tiles
     for i in range(base, end, AT_ONCE):
         o_t = i + o_i
-        m_t = (o_t < end) & (o_t < COUNT)
+        m_t = (o_t < end) & (o_t < COUNT) & (o_t >= 0)
         tl.store(tiles + 2 * o_t, zero + i_n, mask=m_t)
         tl.store(tiles + 2 * o_t + 1, o_t - base, mask=m_t)
     count, each = cuts(n_tiles, SEG, TPC)
+    has_room = (count == 1) | (segment + count <= INNER)
     tl.store(own_segments + 2 * i_n, segment)
-    tl.store(own_segments + 2 * i_n + 1, count)
+    tl.store(own_segments + 2 * i_n + 1, tl.where(has_room, count, 0))
     for i in range(0, count, AT_ONCE):
         o_s = i + o_i
         m_s = (o_s < count) & (segment + o_s < SEGMENTS)
         p_s = segments + 3 * (segment + o_s)
-        tl.store(p_s, zero + i_n, mask=m_s)
+        tl.store(p_s, zero + tl.where(has_room, i_n, -1), mask=m_s)
         tl.store(p_s + 1, o_s * each, mask=m_s)
         tl.store(p_s + 2, tl.minimum(o_s * each + each, n_tiles), mask=m_s)
     if tl.sum(longer) == N - 1:  # the shortest

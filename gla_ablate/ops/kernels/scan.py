@@ -20,7 +20,8 @@ def slices(
     """The state as slices `[BV, BK]` i … N − 1 of its transpose, from `[K, V]` or zero."""
     if LOAD:
         o_k = i * BK + tl.arange(0, BK)
-        m = (o_v < V)[:, None] & (o_k < K)[None, :] & known
+        # not "&": of a lone boolean the interpreter makes an integer
+        m = tl.where(known, (o_v < V)[:, None] & (o_k < K)[None, :], False)
         b = tl.load(p + o_k[None, :] * V + o_v[:, None], mask=m, other=0.0).to(tl.float32)
     else:
         b = tl.zeros([o_v.shape[0], BK], dtype=tl.float32)
@@ -71,7 +72,7 @@ def scan_kernel(
     time the roles of â and b̂ are swapped, a = k, b = q, x = do, with Aᵀ: o is dv, and `states` are the gradients of the
     state at each chunk's end. For gates on channels a and b are qg and kg of `prepare_kernel`, `[tiles, HA or HB, BT,
     K]`. scores `[tiles, HQ, BT, BT]`; start, end `[N, HB, K, V]` and, CUT, borders `[segments, HB, K, V]`, what each
-    segment begins with, fp32. Grid: segments · HQ · V/BV.
+    segment inside a sequence begins with, fp32. Grid: segments · HQ · V/BV.
 
     Each query head of a group goes its own way: forward from the same b and x, so that one of them stores the state;
     backward it makes its own part of dv and of the state's gradient, both `HQ` heads, which are sums over the group.

@@ -83,8 +83,8 @@ def states_kernel(
     STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """S ← decay · S + b̂ᵀ x as in `scan_kernel`. ENDS: `borders` `[segments, HB, K, V]`, fp32, what each segment but the
-    last would end with if it began with zero. Else: `states` as `scan_kernel` gives them.
-    Grid: segments · HB · V/BV · K/BK.
+    last would end with if it began with zero; of packed sequences those that are cut come first, and have rows there
+    alone. Else: `states` as `scan_kernel` gives them. Grid: segments · HB · V/BV · K/BK.
     """
     HB: tl.constexpr = H * GROUP if REVERSE else H
     NK: tl.constexpr = (K + BK - 1) // BK
@@ -110,7 +110,7 @@ def states_kernel(
     b_s = tl.zeros([BV, BK], dtype=tl.float32)
     if HAS_START or CUT:
         p, known = entering(start, borders, i_n, i, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
-        b_s = tl.load(p + o_k[None, :] * V + o_v[:, None], mask=m_s & known, other=0.0)
+        b_s = tl.load(p + o_k[None, :] * V + o_v[:, None], mask=tl.where(known, m_s, False), other=0.0)
     for j in tl.range(begin, stop, num_stages=STAGES):
         i_s = begin + stop - 1 - j if REVERSE else j
         i_t = t_base + i_s
