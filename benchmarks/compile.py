@@ -3,6 +3,7 @@
     python benchmarks/compile.py --shapes 1.3B --kinds channel             # as they ship
     python benchmarks/compile.py --shapes 340M --kinds none --candidates    # and all that tune.py would time
     python benchmarks/compile.py --shapes 340M --chunk 256 --tokens 500     # sequences that end inside a tile
+    python benchmarks/compile.py --shapes 340M --kinds head --tokens 65536 --kernels states_kernel   # that are cut
 
 Triton compiles for Hopper wherever it is installed. A candidate that spills, or whose shared memory lets a single
 program run on a multiprocessor, rarely wins; one that doesn't compile fails here. Versions of Triton differ: use that
@@ -146,7 +147,8 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
     parser.add_argument("--candidates", action="store_true", help="compile what tune.py would time, too")
     options = parser.parse_args(given)
-    names = sorted({name for kind in KINDS for name in tune.kernels_of(kind)} | {"survey_kernel", "segments_kernel"})
+    few = {"survey_kernel", "states_kernel", "segments_kernel"}  # the last two only where sequences are cut
+    names = sorted({name for kind in KINDS for name in tune.kernels_of(kind)} | few)
     for name in options.kernels or []:
         if name not in names:
             parser.error(f"--kernels: got {name!r}, takes {', '.join(names)}")

@@ -134,7 +134,8 @@ def speed(row: Row, op: rivals.Op, problem: Problem) -> None:
     row.forward_ms, row.both_ms = median_ms(forward), median_ms(both)
     if extra is not None:
         try:
-            row.forward_replay_ms, row.replay_ms = replayed_ms(forward), replayed_ms(both)
+            row.forward_replay_ms = replayed_ms(forward)
+            row.replay_ms = replayed_ms(both)
         except RuntimeError as error:  # an op that waits for the device can't be captured
             row.uncaptured = rivals.reason(error)
             torch.cuda.synchronize()

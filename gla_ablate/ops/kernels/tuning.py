@@ -1,7 +1,8 @@
 """Launch parameters: the tiles, warps and stages of each kernel, by dtype and size. Nothing is tuned at run time.
 
-The figures are for Hopper (`benchmarks/tune.py` finds them anew) and serve other chips as a safe choice. On a GPU,
-tests/ops/test_correctness.py compares them with fp64; NOTES.md says which of them it has run on.
+The figures are for Hopper (`benchmarks/tune.py` finds them anew, but for states, segments and survey) and serve other
+chips as a safe choice. On a GPU, tests/ops/test_correctness.py compares them with fp64; NOTES.md says which of them it
+has run on.
 """
 
 from __future__ import annotations
