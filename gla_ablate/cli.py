@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         "--max-retries", type=_from(0), default=0, metavar="N", help="how often a trial that was killed starts again"
     )
     parser.add_argument("--fail-fast", action="store_true", help="end the grid with the first trial that fails")
-    parser.add_argument("--frozen", action="store_true", help="refuse to run code that is not committed")
+    parser.add_argument(
+        "--frozen", action="store_true", help="refuse to run a package with changes that are not committed"
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print every trial and what it costs, start nothing")
     instead.add_argument("--status", action="store_true", help="print how each trial stands, start nothing")

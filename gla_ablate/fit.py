@@ -16,7 +16,7 @@ from gla_ablate.config import Config
 from gla_ablate.data.module import DataModule
 from gla_ablate.errors import ConfigError
 from gla_ablate.interruption import Interruption
-from gla_ablate.model import count_parameters, flops_per_token, state_size
+from gla_ablate.model import count_parameters, flops_per_token, plugin_sha256, state_size
 from gla_ablate.module import AblationModule
 from gla_ablate.ops import resolve_backend
 from gla_ablate.resume import AtomicCheckpointIO, Checkpoints, Point, last, seed_generators, take_up
@@ -50,7 +50,9 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
     seed_generators(config.seed)  # for a gate that draws while it runs: weights and batches have streams of their own
     module = AblationModule(config)
     point = take_up(folder, module, identity)
-    write_stamp(folder, stamp(folder, device, backend, precision, identity), point)
+    write_stamp(
+        folder, stamp(folder, device, backend, precision, identity, plugin_sha256(config.model.gate["name"])), point
+    )
 
     csv = MetricsCSV(folder / "metrics.csv", go_on=point is not None)
     tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, flush_secs=10)

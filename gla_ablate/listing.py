@@ -36,25 +36,29 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
     table.add_column("trial", overflow="fold")
     for name in ("parameters", "state", "memory", "tokens", "steps", *(["time"] if known else [])):
         table.add_column(name, justify="right", no_wrap=True)
-    total, durations = 0, []
+    total, durations, unknown = 0, list[float](), 0
     for trial in trials:
         config, count = trial.config, tokens(trial)
         total += count
         cells = [f"{params(trial):,}", f"{state_size(config.model):,}", memory.get(trial.id, "–"), f"{count:,}"]
         cells.append(f"{config.trainer.max_steps:,}")
         if known:
-            durations.append(expected(rate[trial.id], count, known))
-            cells.append(clock(durations[-1]))
+            steps = config.trainer.max_steps
+            seconds = expected(rate[trial.id] * count / steps, steps, known)
+            durations += [] if seconds is None else [seconds]
+            unknown += seconds is None
+            cells.append("–" if seconds is None else clock(seconds))
         table.add_row(trial.id, *cells)
     console.print(table)
     console.print(f"{len(trials)} trials, {total:,} tokens; nothing was started", highlight=False)
     console.print("memory: weights, gradients, optimiser, activations; libraries come on top", highlight=False)
-    if known:
-        seconds = makespan([], durations, len(slots))
+    if durations:
+        whole = clock(makespan([], durations, len(slots)))
+        rest = f", and {unknown} trials unlike any that has run" if unknown else ""
         judges = f"judged by {len(known)} that finished on {device}"
-        console.print(f"about {clock(seconds)} with {len(slots)} at a time, {judges}", highlight=False)
+        console.print(f"about {whole} with {len(slots)} at a time{rest}, {judges}", highlight=False)
     else:
-        console.print(f"how long they take is told once a trial has finished on {device}", highlight=False)
+        console.print(f"how long they take is told once one like them has finished on {device}", highlight=False)
 
 
 def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:

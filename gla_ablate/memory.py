@@ -65,7 +65,8 @@ def training_bytes(config: Config, vocab_size: int, device: str, bf16: bool) -> 
 
 
 def step_bytes(config: Config, layers: int, vocab_size: int, device: str, bf16: bool, fake: bool = True) -> int:
-    """The peak of gradients and activations over a forward and a backward pass of a model with so many layers."""
+    """The peak of gradients and activations over two steps of a model with so many layers. As in Lightning, gradients
+    stay until the forward pass of the next step is over."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # loads torch's compiler: a second
 
     model_config = replace(config.model, layers=layers)
@@ -75,7 +76,9 @@ def step_bytes(config: Config, layers: int, vocab_size: int, device: str, bf16: 
             model = LanguageModel(model_config, vocab_size, build_gates(model_config, seed=0))
             tokens = torch.zeros(shape, dtype=torch.long)
         with Peak() as peak:
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-                loss = F.cross_entropy(model(tokens).flatten(0, 1).float(), tokens.flatten())
-            loss.backward()
+            for _ in range(2):
+                with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+                    loss = F.cross_entropy(model(tokens).flatten(0, 1).float(), tokens.flatten())
+                model.zero_grad()
+                loss.backward()
     return peak.most

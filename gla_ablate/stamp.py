@@ -4,6 +4,7 @@ checkout held beyond its commit."""
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 import shlex
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,11 +21,36 @@ PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("gla_ablate", "triton", "lightning", "datasets", "numpy")
 
 
-def stamp(folder: Path, device: torch.device, backend: str, precision: str, data: dict[str, Any]) -> dict[str, Any]:
+class Code(NamedTuple):
+    """The code of this package as it is on disk: {sha, dirty} of the checkout, and what it holds beyond its commit, as
+    a file's name, the same for the same changes, and its content (None, "" without any)."""
+
+    state: dict[str, Any]
+    name: str | None
+    changes: str
+
+
+loaded: Code | None = None  # as it was when a server imported it, of which this process is a fork
+
+
+def code_state() -> Code:
+    # as any clone can apply it, whatever the user's settings
+    plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/")
+    changes = git(PACKAGE, "diff", "HEAD", "--binary", *plain) or ""
+    digest = hashlib.sha256(changes.encode("utf-8", errors="surrogateescape")).hexdigest()[:12]
+    return Code(git_state(PACKAGE), f"code-{digest}.diff" if changes else None, changes)
+
+
+def stamp(
+    folder: Path, device: torch.device, backend: str, precision: str, data: dict[str, Any], plugin: str | None
+) -> dict[str, Any]:
     """The stamp of this process, which runs the trial in `folder`. `backend` is the op's, `data` the source's own
-    stamp."""
+    stamp, `plugin` the sha256 of the file that the gate came from. Writes there what isn't committed."""
+    code = loaded or code_state()
+    if code.name:
+        (folder / code.name).write_text(code.changes, encoding="utf-8", errors="surrogateescape")
     return {
-        "git": git_state(PACKAGE) | {"diff": keep_changes(folder)},
+        "git": code.state | {"diff": code.name},
         "versions": {"python": platform.python_version(), "torch": torch.__version__}  # with its CUDA
         | {name: installed(name) for name in PACKAGES},
         "device": device_name(device),
@@ -32,24 +58,10 @@ def stamp(folder: Path, device: torch.device, backend: str, precision: str, data
         "backend": backend,
         "precision": precision,
         "data": data,
+        "plugin": plugin,
         "command": shlex.join(sys.orig_argv),
+        "folder": os.getcwd(),
     }
-
-
-def uncommitted() -> tuple[str | None, str]:
-    """What the checkout of this package holds beyond its commit, as a file's name, the same for the same changes, and
-    its content; (None, "") without any."""
-    changes = git(PACKAGE, "diff", "HEAD", "--binary") or ""
-    digest = hashlib.sha256(changes.encode("utf-8", errors="surrogateescape")).hexdigest()[:12]
-    return f"code-{digest}.diff" if changes else None, changes
-
-
-def keep_changes(folder: Path) -> str | None:
-    """Write what isn't committed into `folder`; the file's name."""
-    name, changes = uncommitted()
-    if name:
-        (folder / name).write_text(changes, encoding="utf-8", errors="surrogateescape")
-    return name
 
 
 def driver() -> str | None:
@@ -81,11 +93,14 @@ def cpu_name(threads: int) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """{sha, dirty} of the checkout that holds `folder`; both None outside of one or without git."""
-    sha, status = git(folder, "rev-parse", "HEAD"), git(folder, "status", "--porcelain", "--untracked-files=no")
-    if sha is None or status is None:
+    """{sha, dirty} of the checkout that holds `folder`; both None outside of one or without git. A file inside `folder`
+    that git doesn't know counts, too."""
+    sha = git(folder, "rev-parse", "HEAD")
+    tracked = git(folder, "status", "--porcelain", "--untracked-files=no")
+    own = git(folder, "status", "--porcelain", "--untracked-files=all", "--", str(folder))
+    if sha is None or tracked is None or own is None:
         return {"sha": None, "dirty": None}
-    return {"sha": sha.strip(), "dirty": bool(status)}
+    return {"sha": sha.strip(), "dirty": bool(tracked or own)}
 
 
 def git(folder: Path, *arguments: str) -> str | None:

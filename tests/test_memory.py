@@ -64,7 +64,7 @@ def test_a_gate_that_needs_numbers_has_no_estimate(monkeypatch):
             super().__init__()
 
         def forward(self, x: Tensor) -> None:
-            assert x.sum().item() < 1e9
+            x.sum().item()
 
     config = small(gate={"name": "peeks"})
     assert step_bytes(config, 1, 256, "cpu", False, fake=False) > 0

@@ -146,9 +146,12 @@ def test_result_holds_the_last_metrics_and_the_costs(finished):
 
 def test_stamp_tells_the_code_and_the_machine(finished):
     stamp = read(finished, "stamp.json")
-    assert set(stamp) == {"git", "versions", "device", "machine", "backend", "precision", "data", "command"}
+    assert set(stamp) == {"git", "versions", "device", "machine", "backend", "precision", "data", "command"} | {
+        "plugin",
+        "folder",
+    }
     assert set(stamp["git"]) == {"sha", "dirty", "diff"} and set(stamp["machine"]) == {"host", "driver", "threads"}
-    assert (stamp["git"]["diff"] is not None) == bool(stamp["git"]["dirty"])
+    assert stamp["git"]["diff"] is None or stamp["git"]["dirty"]
     assert stamp["versions"]["torch"] == torch.__version__
     assert stamp["command"]
 

@@ -7,6 +7,7 @@ metrics are held against what they were.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from gla_ablate.launch.local import is_locked, prepare, run_trials
 from gla_ablate.launch.processes import starter
 from gla_ablate.launch.slots import divide
 from gla_ablate.launch.view import make_view
-from gla_ablate.stamp import PACKAGE, PACKAGES, git_state, installed, uncommitted
+from gla_ablate.stamp import PACKAGES, code_state, installed
 from gla_ablate.status import read_json
 from gla_ablate.trial import is_finished
 
@@ -29,12 +30,16 @@ def run_again(home: Path, console: Console) -> int:
     """Run the trial in `home`; the exit code. Raises `ConfigError` if there is none, or none that could run."""
     if not (home / "config.yaml").is_file():
         raise ConfigError(f"{home}: no config.yaml here, so there is no trial to run")
+    home = home.resolve()
+    stamp = read_json(home / "stamp.json") or {}
+    if Path(str(stamp.get("folder"))).is_dir():
+        os.chdir(str(stamp["folder"]))  # which paths of the data may be relative to
     config = read_config(home / "config.yaml")
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    target = home.resolve()
+    target = home
     if is_locked(target):
         raise ConfigError(f"{home}: another process is running this trial")
     if is_finished(target):
@@ -42,8 +47,7 @@ def run_again(home: Path, console: Console) -> int:
         say(f"{home}: finished before, so it runs again in {home / target.name}")
     else:
         say(f"{home}: isn't finished, so it goes on")
-    stamp = read_json(home / "stamp.json") or {}
-    for change in changes(stamp):
+    for change in changes(stamp) if stamp else []:
         say(f"not as it was: {change}")
     trial = Trial(target.name, {}, config.seed, config)
     slots = divide(1)
@@ -57,7 +61,11 @@ def run_again(home: Path, console: Console) -> int:
         return 130
     if not is_finished(target):
         return 1
-    if target.name != home.resolve().name:
+    if target != home:
+        now = read_json(target / "stamp.json") or {}
+        for name in ("data", "plugin"):
+            if now.get(name) != stamp.get(name):
+                say(f"not as it was: {name}: {stamp.get(name)}, now {now.get(name)}")
         compare(read_json(home / "result.json") or {}, read_json(target / "result.json") or {}, say)
     return 0
 
@@ -65,10 +73,11 @@ def run_again(home: Path, console: Console) -> int:
 def changes(stamp: dict[str, Any]) -> list[str]:
     """What is another than in the stamp: the code and the versions."""
     found = []
-    before, now = stamp.get("git") or {}, git_state(PACKAGE)
+    before, code = stamp.get("git") or {}, code_state()
+    now = code.state
     if before.get("sha") != now["sha"]:
         found.append(f"git {before.get('sha')}, now {now['sha']}")
-    then, kept = before.get("diff") or ("some" if before.get("dirty") else "none"), uncommitted()[0] or "none"
+    then, kept = before.get("diff") or ("some" if before.get("dirty") else "none"), code.name or "none"
     if then != kept:
         found.append(f"changes that were not committed: {then}, now {kept}")
     versions = stamp.get("versions") or {}

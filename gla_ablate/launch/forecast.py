@@ -18,7 +18,8 @@ from gla_ablate.launch.state import State
 from gla_ablate.model import flops_per_token
 from gla_ablate.status import read_json
 
-NEIGHBOURS = 5  # trials of nearly as large a model that an estimate is the median of
+NEIGHBOURS = 5  # trials of nearly as large a step that an estimate is the median of
+ALIKE = 4.0  # times larger or smaller a step may be to judge by: below it's the overhead that counts, above the machine
 
 
 def tokens(trial: Trial) -> int:
@@ -90,7 +91,7 @@ class Forecast:
 class Past:
     """What a finished trial took: seconds until its first step was done, and from there on for each operation."""
 
-    flops_per_token: float
+    step: float  # operations
     setup: float
     pace: float
 
@@ -100,15 +101,19 @@ def past(out: Path, device: str) -> list[Past]:
     found = []
     for file in out.glob("*/*/result.json"):
         result = read_json(file) or {}
-        numbers = [result.get(name) for name in ("flops_per_token", "tokens", "seconds", "setup")]
+        numbers = [result.get(name) for name in ("flops_per_token", "tokens", "steps", "seconds", "setup")]
         known = [float(x) for x in numbers if isinstance(x, int | float) and x > 0]
         if result.get("device") == device and len(known) == len(numbers):
-            flops, count, seconds, setup = known
-            found.append(Past(flops, setup, max(seconds - setup, 0.0) / (flops * count)))
+            flops, count, steps, seconds, setup = known
+            found.append(Past(flops * count / steps, setup, max(seconds - setup, 0.0) / (flops * count)))
     return found
 
 
-def expected(flops: float, count: int, known: list[Past]) -> float:
-    """Seconds for `count` tokens at so many FLOPs each, by those of the `known` trials that are nearest in that."""
-    nearest = heapq.nsmallest(NEIGHBOURS, known, key=lambda p: abs(math.log(p.flops_per_token / flops)))
-    return median(p.setup for p in nearest) + count * flops * median(p.pace for p in nearest)
+def expected(step: float, steps: int, known: list[Past]) -> float | None:
+    """Seconds for so many steps of so many operations, by those of the `known` trials that are nearest in that; None
+    where none is near."""
+    alike = [p for p in known if 1 / ALIKE <= p.step / step <= ALIKE]
+    nearest = heapq.nsmallest(NEIGHBOURS, alike, key=lambda p: abs(math.log(p.step / step)))
+    if not nearest:
+        return None
+    return median(p.setup for p in nearest) + steps * step * median(p.pace for p in nearest)

@@ -66,7 +66,7 @@ def is_alive(pid: object, host: object) -> bool:
     """Whether that process is there; of another machine's nothing is known, so yes."""
     if host not in (None, platform.node()):
         return True
-    if not isinstance(pid, int) or pid < 1:
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     try:
         os.kill(pid, 0)

@@ -13,13 +13,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
+
+from gla_ablate import stamp
+from gla_ablate.stamp import Code, code_state
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-PRELOADED = ("gla_ablate.trial", "gla_ablate.fit", "tensorboard.compat")
+PRELOADED = ("gla_ablate.launch.preload",)
 SERVER_GONE = 255  # what multiprocessing says of a process whose server was killed
 COMMAND = (sys.executable, "-m", "gla_ablate.trial")
 
@@ -63,15 +67,14 @@ class Fork:
     """Forks a server that begins to import when this is made."""
 
     def __init__(self) -> None:
+        self.code = code_state()  # which is what the server imports, whatever is edited later
         os.environ.update(surroundings())  # which the server has for good from its start on
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(PRELOADED))
-        from multiprocessing.forkserver import ensure_running
-
-        ensure_running()
+        forkserver.ensure_running()
 
     def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> Process:
-        process = self.context.Process(target=run, args=(str(home), slot, log.name))
+        process = self.context.Process(target=run, args=(str(home), slot, log.name, self.code))
         with no_main():
             process.start()
         return Forked(process)
@@ -110,21 +113,38 @@ def surroundings() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1"}
 
 
-def run(home: str, slot: dict[str, str], log: str) -> None:
+def run(home: str, slot: dict[str, str], log: str, code: Code) -> None:
     """A forked trial: in a session of its own, since Ctrl-C is for the launcher, with its log for output."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the server ignores
+    let_go_of_the_server()
     os.setsid()
     os.environ.update(slot, GLA_ABLATE_PARENT=str(os.getppid()))
-    written = os.open(log, os.O_WRONLY | os.O_APPEND)
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        os.dup2(written, number)
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # real files, as an interpreter makes them
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 1)
+    os.dup2(1, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.orig_argv[:] = [*COMMAND, home]  # for the stamp: what would do the same
+    stamp.loaded = code
     from gla_ablate.trial import main
 
     sys.exit(main([home]))
 
 
+def let_go_of_the_server() -> None:
+    """The server ends, and its trials with it, once nobody holds the other end of a pipe; multiprocessing gives that to
+    every child, so that each could start more."""
+    server: Any = forkserver._forkserver
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
+
+
 def starter(slots: list[dict[str, str]]) -> Start:
-    """Of trials in these slots: by forks where no GPU is used."""
+    """Of trials in these slots: by forks where no GPU is used, and a server can be had."""
     on_gpu = any("CUDA_VISIBLE_DEVICES" in slot for slot in slots)
-    return Spawn() if on_gpu or not sys.platform.startswith("linux") else Fork()
+    if on_gpu or not sys.platform.startswith("linux"):
+        return Spawn()
+    try:
+        return Fork()
+    except OSError:  # its socket's path, in TMPDIR, may be too long
+        return Spawn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -37,7 +38,8 @@ class State:
     def makes_sense(self) -> bool:
         numbers = [self.step, self.max_steps, self.seconds, self.trained, self.first_step]
         numbers += [x for x in (self.loss, self.tokens_per_s, self.setup) if x is not None]
-        return self.status in STATUSES and all(isinstance(x, int | float) for x in numbers)
+        finite = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+        return self.status in STATUSES and finite
 
     def write(self, folder: Path) -> None:
         write_json(folder / "status.json", asdict(self))

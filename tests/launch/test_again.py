@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from gla_ablate import stamp
@@ -89,29 +90,36 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git("add", "code.py")
     git("commit", "-m", "first")
     monkeypatch.setattr(stamp, "PACKAGE", tmp_path)
-    monkeypatch.setattr("gla_ablate.launch.again.PACKAGE", tmp_path)
     return tmp_path
 
 
 def test_what_isnt_committed_is_kept_and_told_apart(checkout, tmp_path):
-    home = tmp_path / "trial"
+    home = tmp_path / ".git" / "trial"  # where git doesn't look for files that it doesn't know
     home.mkdir()
-    assert stamp.keep_changes(home) is None and list(home.iterdir()) == []
-    clean = stamp.git_state(checkout)
+    cpu = torch.device("cpu")
+    clean = stamp.stamp(home, cpu, "torch", "32-true", {}, None)["git"]
+    assert clean["diff"] is None and clean["dirty"] is False and list(home.iterdir()) == []
     (checkout / "code.py").write_bytes(b"x = 2  # \xff\n")
-    name = stamp.keep_changes(home)
-    assert name is not None and b"+x = 2  # \xff" in (home / name).read_bytes()
-    dirty = stamp.git_state(checkout) | {"diff": name}
+    subprocess.run(["git", "-C", str(checkout), "config", "color.ui", "always"], check=True)
+    dirty = stamp.stamp(home, cpu, "torch", "32-true", {}, None)["git"]
+    name = dirty["diff"]
+    assert dirty["dirty"] is True and b"\n+x = 2  # \xff\n" in (home / name).read_bytes()
     assert changes({"git": dirty}) == []
-    assert changes({"git": clean | {"diff": None}}) == [f"changes that were not committed: none, now {name}"]
+    assert changes({"git": clean}) == [f"changes that were not committed: none, now {name}"]
+    subprocess.run(["git", "-C", str(checkout), "checkout", "code.py"], check=True, capture_output=True)
+    subprocess.run(["git", "-C", str(checkout), "apply", str(home / name)], check=True)  # as anybody could
+    assert (checkout / "code.py").read_bytes() == b"x = 2  # \xff\n"
     (checkout / "code.py").write_text("x = 1\n")
+    (checkout / "new.py").touch()
+    assert stamp.git_state(checkout)["dirty"] is True
+    (checkout / "new.py").unlink()
     assert changes({"git": dirty}) == [f"changes that were not committed: {name}, now none"]
     assert changes({"git": {"sha": "abc", "dirty": False}}) == [f"git abc, now {clean['sha']}"]
     assert changes({"git": clean, "versions": {"numpy": "0.1"}})[0].startswith("numpy 0.1, now ")
 
 
 def test_frozen_refuses_code_that_isnt_committed(checkout, capsys, tmp_path):
-    file = tmp_path / "t.yaml"
+    file = tmp_path / ".git" / "t.yaml"
     file.write_text(TINY.replace("t.yaml", str(file)))
     frozen = [str(file), "--frozen", "--dry-run"]
     assert main(frozen) == 0

@@ -71,16 +71,17 @@ def test_the_others_take_what_their_operations_would_at_the_pace_so_far():
 
 
 def test_the_past_is_what_finished_on_such_a_device(tmp_path):
-    good = {"flops_per_token": 1e6, "tokens": 1000, "seconds": 12.0, "setup": 2.0, "device": "cpu"}
+    good = {"flops_per_token": 1e6, "tokens": 1000, "steps": 10, "seconds": 12.0, "setup": 2.0, "device": "cpu"}
     damaged = [good | {"device": "another"}, good | {"tokens": 0}, {**good, "seconds": "long"}, {"device": "cpu"}, []]
     for i, result in enumerate([good, *damaged]):
         (tmp_path / "grid" / str(i)).mkdir(parents=True)
         (tmp_path / "grid" / str(i) / "result.json").write_text(json.dumps(result))
-    assert past(tmp_path, "cpu") == [Past(1e6, 2.0, 1e-8)]
+    assert past(tmp_path, "cpu") == [Past(1e8, 2.0, 1e-8)]
     assert past(tmp_path / "nothing", "cpu") == []
 
 
-def test_an_estimate_follows_the_trials_that_are_nearest_in_size():
+def test_an_estimate_follows_the_trials_whose_steps_are_nearest_in_size():
     small, large = [Past(1e6, 2.0, 1e-8)] * 5, [Past(1e9, 4.0, 1e-9)] * 5
     assert expected(2e6, 500, small + large) == pytest.approx(2.0 + 500 * 2e6 * 1e-8)
     assert expected(2e9, 500, small + large) == pytest.approx(4.0 + 500 * 2e9 * 1e-9)
+    assert expected(1e7, 500, small + large) is None  # ten times one, a hundredth of the other

@@ -12,6 +12,7 @@ import pytest
 
 from gla_ablate.launch import processes
 from gla_ablate.launch.processes import Fork, Spawn, starter
+from gla_ablate.stamp import Code
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on Linux alone")
@@ -53,7 +54,7 @@ def fork(monkeypatch):
     return Fork()
 
 
-def stand_in(home: str, slot: dict[str, str], log: str) -> None:
+def stand_in(home: str, slot: dict[str, str], log: str, code: Code) -> None:
     import gla_ablate.trial
 
     def trial(arguments: list[str]) -> int:
@@ -69,7 +70,7 @@ def stand_in(home: str, slot: dict[str, str], log: str) -> None:
         return 7
 
     gla_ablate.trial.main = trial
-    real_run(home, slot, log)
+    real_run(home, slot, log, code)
 
 
 real_run = processes.run
@@ -125,6 +126,53 @@ def test_a_killed_server_takes_its_trials_with_it_and_the_next_trial_gets_anothe
         time.sleep(0.02)
     again = begin(fork, tmp_path / "ends")
     assert ended(again) == 7 and note_of(tmp_path / "ends")["parent"] != note["parent"]
+
+
+LAUNCHER = """
+import os, sys, time
+from pathlib import Path
+from tests.launch import test_processes
+from gla_ablate.launch import processes
+processes.run = test_processes.stand_in
+test_processes.begin(processes.Fork(), Path(sys.argv[1]))
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_launcher_takes_its_trials_with_it(number, tmp_path):
+    file = tmp_path / "launcher.py"
+    file.write_text(LAUNCHER)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    launcher = subprocess.Popen([sys.executable, file, tmp_path / "waits"], env=env, start_new_session=True)
+    note = note_of(tmp_path / "waits")
+    if number == signal.SIGTERM:  # to all of the session's processes, of which the trial isn't one
+        os.killpg(launcher.pid, number)
+    else:
+        launcher.kill()
+    launcher.wait(10)
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in (note["pid"], note["parent"])):
+        assert time.monotonic() < deadline, "an orphan runs on"
+        time.sleep(0.02)
+
+
+def test_the_server_outlives_a_sigterm_so_that_its_trials_can_save(fork, tmp_path):
+    process = begin(fork, tmp_path / "waits")
+    note = note_of(tmp_path / "waits")
+    os.kill(note["parent"], signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None and Path(f"/proc/{note['pid']}").exists()
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
+
+
+def test_without_room_for_a_socket_trials_are_spawned(monkeypatch):
+    def no_room() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(processes, "Fork", no_room)
+    assert isinstance(starter([{"OMP_NUM_THREADS": "1"}]), Spawn)
 
 
 def test_trials_on_gpus_are_interpreters_of_their_own():
