@@ -103,7 +103,7 @@ def main() -> int:
                 tune(Shape(shape.name, shape.B, SHORT, shape.H, shape.K, shape.V), kind, once, (i, n))
             except (
                 RuntimeError
-            ) as error:  # many processes share the GPU's memory; the rest is compiled when it is timed
+            ) as error:  # of memory, which many processes share; what is left compiles when it is timed
                 print(f"{shape.name} {kind}: {rivals.reason(error)}", file=sys.stderr)
         return 0
     start = time.monotonic()

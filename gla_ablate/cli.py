@@ -163,7 +163,7 @@ def _launch(
 ) -> int:
     """Run what is left to run of `grid` in `folder`; the exit code."""
     from gla_ablate.launch.local import prepare, run_trials
-    from gla_ablate.launch.overview import HOLDER
+    from gla_ablate.launch.overview import HOLDER, not_of, who
     from gla_ablate.launch.processes import starter
     from gla_ablate.launch.slots import divide
     from gla_ablate.launch.view import make_view
@@ -176,13 +176,11 @@ def _launch(
         lock.acquire(timeout=0)
     except Timeout as error:
         holder = read_json(folder / HOLDER) or {}
-        who = " ".join(f"{name} {holder[name]}" for name in ("process", "on", "since") if name in holder)
-        raise ConfigError(f"{folder}: another run.py is at work here{who and f' ({who})'}") from error
+        raise ConfigError(f"{folder}: another run.py is at work here{who(holder)}") from error
     except OSError as error:
         raise ConfigError(f"--out: {folder}: {(error.strerror or str(error)).lower()}") from error
     with lock:
         now = datetime.now().astimezone().isoformat(" ", "seconds")
-        start = starter(slots)  # which has begun to import while this goes on
         holder = {"process": os.getpid(), "on": platform.node(), "since": now, "slots": len(slots)}
         write_json(folder / HOLDER, holder)
 
@@ -198,14 +196,15 @@ def _launch(
         at_once = f", {len(slots)} at a time" if todo else ""
         summary = f"{experiment.name}: {len(grid)} trials{skipped}{at_once}, in {folder}"
         say(summary)
-        ids = {trial.id for trial in grid}
-        others = sorted(h.name for h in folder.iterdir() if h.name not in ids and (h / "config.yaml").is_file())
+        others = not_of(grid, folder)
         if others:
             names = ", ".join(others[:NAMED]) + ", …" * (len(others) > NAMED)
             say(f"{len(others)} trials there are not of this grid, and stay as they are: {names}")
-        with make_view(console, todo, done, left, len(slots)) as view:
-            options = {"max_retries": given.max_retries, "fail_fast": given.fail_fast}
-            interrupted = run_trials(todo, folder, slots, view, start, **options)
+        interrupted = False
+        if todo:  # else there is no need of a server that imports for seconds
+            with make_view(console, todo, done, left, len(slots)) as view:
+                options = {"max_retries": given.max_retries, "fail_fast": given.fail_fast}
+                interrupted = run_trials(todo, folder, slots, view, starter(slots), **options)
         (folder / HOLDER).unlink(missing_ok=True)
     if interrupted:
         console.print("interrupted; the same command goes on with what is left", highlight=False)

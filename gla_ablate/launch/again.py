@@ -32,8 +32,9 @@ def run_again(home: Path, console: Console) -> int:
         raise ConfigError(f"{home}: no config.yaml here, so there is no trial to run")
     home = home.resolve()
     stamp = read_json(home / "stamp.json") or {}
-    if Path(str(stamp.get("folder"))).is_dir():
-        os.chdir(str(stamp["folder"]))  # which paths of the data may be relative to
+    folder = stamp.get("folder")
+    if isinstance(folder, str) and Path(folder).is_dir():
+        os.chdir(folder)  # which paths of the data may be relative to
     config = read_config(home / "config.yaml")
 
     def say(text: str) -> None:

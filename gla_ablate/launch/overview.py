@@ -6,6 +6,7 @@ import os
 import platform
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -45,11 +46,22 @@ def print_status(grid: list[Trial], folder: Path, console: Console) -> None:
     left = forecast.of_grid(states) if at_work else None
     parts += [f"about {clock(left)} left"] if left else []
     console.print(f"{len(grid)} trials: {', '.join(parts)}", highlight=False)
-    others = sum(home.name not in states and (home / "config.yaml").is_file() for home in folder.iterdir())
+    others = not_of(grid, folder)
     if others:
-        console.print(f"{others} more here are not of this grid as it is now", highlight=False)
-    who = f"process {holder.get('process')} on {holder.get('on')} since {holder.get('since')}"
-    console.print(f"run.py is at work here ({who})" if at_work else "no run.py is at work here", highlight=False)
+        console.print(f"{len(others)} more here are not of this grid as it is now", highlight=False)
+    console.print(f"run.py is at work here{who(holder)}" if at_work else "no run.py is at work here", highlight=False)
+
+
+def who(holder: dict[str, Any]) -> str:
+    """Of `run.holder.json`, in brackets; nothing if it says nothing."""
+    words = " ".join(f"{name} {holder[name]}" for name in ("process", "on", "since") if name in holder)
+    return words and f" ({words})"
+
+
+def not_of(grid: list[Trial], folder: Path) -> list[str]:
+    """The trials in `folder` that are not of `grid`, of an earlier state of its YAML, say."""
+    ids = {trial.id for trial in grid}
+    return sorted(h.name for h in folder.iterdir() if h.name not in ids and (h / "config.yaml").is_file())
 
 
 def state_of(home: Path, max_steps: int) -> State:

@@ -19,7 +19,7 @@ KERNELS = {
     },
     "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},
 }
-RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "N", "SEGMENTS", "INNER", "scale", "mild"}
+RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "N", "SEGMENTS", "ROOM", "scale", "mild"}
 
 
 @pytest.fixture

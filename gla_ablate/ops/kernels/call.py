@@ -239,7 +239,7 @@ class Call:
         sizes = {"tiles": (self.tiles, 2), "segments": (cut.total, 3), "own_segments": (n, 2)}
         made = {name: self.new(*sizes.get(name, (n,)), dtype=torch.int32) for name in TABLES}
         given: dict[str, Tensor | None] = {"cu_seqlens": self.cu_seqlens, **made}
-        numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "SEGMENTS": cut.total, "INNER": cut.inner}
+        numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "SEGMENTS": cut.total, "ROOM": cut.inner}
         shape = {"BT": self.bt, "TPC": self.chunk // self.bt}
         launch(packing_kernel, n, self.key, **given, **numbers, **shape)
         return given
@@ -248,9 +248,8 @@ class Call:
     def segments(self) -> Segments:
         """How sequences are cut for the scan: where its programs, each a sequence, would leave most of a chip idle."""
         programs = self.heads * pieces(self.shape[4], self.tuning(scan_kernel).bv)
-        multiple = self.chunk // self.bt
+        tiles, multiple = pieces(self.shape[1], self.bt), self.chunk // self.bt
         if self.cu_seqlens is None:
-            tiles = pieces(self.shape[1], self.bt)
             count = min(FILLED // max(programs * self.sequences, 1), tiles // SHORTEST)
             if count < 3:  # what going over the sequence twice would cost
                 return Segments(max(tiles, 1), 1, self.sequences, 0)
@@ -258,7 +257,6 @@ class Call:
             each = pieces(tiles, size)
             return Segments(size, each, self.sequences * each, self.sequences * each)
         # lengths are on the device: cut what alone would take longer than half of all, evenly shared out
-        tiles = pieces(self.shape[1], self.bt)
         filled = FILLED if self.shape[3] > 64 else 2 * FILLED  # smaller states leave room for a second program
         size = max(pieces(tiles * programs, 2 * filled), SHORTEST)
         size = pieces(size, multiple) * multiple

@@ -111,11 +111,12 @@ def scan(
     states = call.new_states(heads) if keep_states else None
     end = call.new_end(heads) if keep_end else None
     start = shared_out(start, call.group) if reverse else start
+    inner = borders(call, saved, x, start, reverse)
     call.run(
         scan_kernel, call.segments.total * pieces(V, call.tuning(scan_kernel).bv),
         **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": saved.scores}), start=start,
-        borders=borders(call, saved, x, start, reverse), states=states, end=end, decay=saved.decay, REVERSE=reverse,
-        HAS_START=start is not None, CUT=call.segments.inner > 0, STORE_STATES=keep_states, STORE_END=keep_end,
+        borders=inner, states=states, end=end, decay=saved.decay, REVERSE=reverse,
+        HAS_START=start is not None, CUT=inner is not None, STORE_STATES=keep_states, STORE_END=keep_end,
     )  # fmt: skip
     return o, states, end
 

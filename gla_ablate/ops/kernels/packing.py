@@ -16,9 +16,9 @@ def cuts(tiles, SEG, TPC: tl.constexpr):
     return tl.maximum(tl.cdiv(tiles, tl.maximum(each, 1)), 1), each
 
 
-@triton.jit(do_not_specialize=["N", "COUNT", "SEG", "SEGMENTS", "INNER"])
+@triton.jit(do_not_specialize=["N", "COUNT", "SEG", "SEGMENTS", "ROOM"])
 def packing_kernel(
-    cu_seqlens, tiles, tile_base, chunk_base, segments, own_segments, N, COUNT, SEG, SEGMENTS, INNER,
+    cu_seqlens, tiles, tile_base, chunk_base, segments, own_segments, N, COUNT, SEG, SEGMENTS, ROOM,
     BT: tl.constexpr, TPC: tl.constexpr,
 ):  # fmt: skip
     """Of N sequences, all int32: tiles `[COUNT, 2]`, the sequence and the place in it of every tile; tile_base,
@@ -26,7 +26,7 @@ def packing_kernel(
     last of what one program of a scan takes; own_segments `[N, 2]`, each one's first segment and how many it has.
 
     Sequences much longer than SEG tiles are cut into several segments. Those of the longest come first, so that none
-    begins when the others are done; the first INNER are all of those that are cut. Past the last tile the tables name
+    begins when the others are done; the first ROOM hold all of those that are cut. Past the last tile the tables name
     tiles past the end of the last sequence, and segments of sequence −1, whose programs return at once. Offsets that
     don't rise are the caller's error, but nothing is written outside of the tables. Grid: N.
     """
@@ -60,7 +60,7 @@ def packing_kernel(
         tl.store(tiles + 2 * o_t, zero + i_n, mask=m_t)
         tl.store(tiles + 2 * o_t + 1, o_t - base, mask=m_t)
     count, each = cuts(n_tiles, SEG, TPC)
-    has_room = (count == 1) | (segment + count <= INNER)
+    has_room = (count == 1) | (segment + count <= ROOM)
     tl.store(own_segments + 2 * i_n, segment)
     tl.store(own_segments + 2 * i_n + 1, tl.where(has_room, count, 0))
     for i in range(0, count, AT_ONCE):
