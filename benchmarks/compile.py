@@ -4,6 +4,7 @@
     python benchmarks/compile.py --shapes 340M --kinds none --candidates    # and all that tune.py would time
     python benchmarks/compile.py --shapes 340M --chunk 256 --tokens 500     # sequences that end inside a tile
     python benchmarks/compile.py --shapes 340M --kinds head --tokens 65536 --kernels states_kernel   # that are cut
+    python benchmarks/compile.py --shapes 340M --packed --tokens 65536      # packed ones
 
 Triton compiles for Hopper wherever it is installed. A candidate that spills, or whose shared memory lets a single
 program run on a multiprocessor, rarely wins; one that doesn't compile fails here. Versions of Triton differ: use that
@@ -54,13 +55,19 @@ COLUMNS = ("shape", "gate", "kernel", "BK", "BV", "warps", "stages", "registers"
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+(?:\.[A-Z0-9_]+)?)", re.MULTILINE)
 
 
-def launches(given: list[torch.Tensor], chunk: int) -> list[tuple[Any, dict[str, Any]]]:
-    """What a forward and a backward pass on `given` q, k, v[, g] would launch."""
+def launches(given: list[torch.Tensor], chunk: int, packed: bool = False) -> list[tuple[Any, dict[str, Any]]]:
+    """What a forward and a backward pass on `given` q, k, v[, g] would launch; `packed`: on two sequences a row."""
     q, k, v, *gate = given
     g = gate[0] if gate else None
+    offsets = None
+    if packed:
+        B, T = q.shape[:2]
+        q, k, v = (x.reshape(1, B * T, *x.shape[2:]) for x in (q, k, v))
+        g = g if g is None or g.dim() == 1 else g.reshape(1, B * T, *g.shape[2:])
+        offsets = torch.tensor([0, T, B * T])
     with tune.recorded(run=False) as seen:
-        _, _, saved = driver.forward(q, k, v, g, None, None, 1.0, chunk, False, True)
-        driver.backward(q, k, v, g, None, None, saved, torch.empty_like(v), None, 1.0, chunk)
+        _, _, saved = driver.forward(q, k, v, g, None, offsets, 1.0, chunk, False, True)
+        driver.backward(q, k, v, g, None, offsets, saved, torch.empty_like(v), None, 1.0, chunk)
     return [(kernel, arguments) for kernel, _, arguments in seen]
 
 
@@ -103,7 +110,9 @@ def disassembled(cubin: bytes) -> tuple[int, collections.Counter[str]]:
 def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Compile for sm_90. Raises what Triton raises."""
     types, constants, aligned = signature(kernel, arguments)
-    options = {name: arguments[name] for name in ("num_warps", "num_stages")}
+    options = {
+        name: arguments.get(name, default) for name, default in (("num_warps", 4), ("num_stages", 3))
+    }  # Triton's
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     registers, code = disassembled(made.asm["cubin"])
@@ -120,12 +129,12 @@ def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def variants(given: list[torch.Tensor], chunk: int, vary: list[str]) -> list[Launch]:
+def variants(given: list[torch.Tensor], chunk: int, vary: list[str], packed: bool = False) -> list[Launch]:
     """What ships, and the kernels to `vary` with every candidate of `tune.py`; none twice."""
-    found = [("ships", *launch) for launch in launches(given, chunk)]
+    found = [("ships", *launch) for launch in launches(given, chunk, packed)]
     for name, choice in [(kernel, choice) for kernel in vary for choice in tune.candidates(kernel)]:
         with tune.tuned(name, choice):
-            own = [launch for launch in launches(given, chunk) if launch[0].fn.__name__ == name]
+            own = [launch for launch in launches(given, chunk, packed) if launch[0].fn.__name__ == name]
         found += [("", *launch) for launch in own]
     seen: set[Any] = set()
     kept = []
@@ -145,9 +154,10 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--chunk", type=int, default=128, choices=CHUNK_SIZES, help="chunk size")
     parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
+    parser.add_argument("--packed", action="store_true", help="the same tokens as packed sequences")
     parser.add_argument("--candidates", action="store_true", help="compile what tune.py would time, too")
     options = parser.parse_args(given)
-    few = {"survey_kernel", "states_kernel", "segments_kernel"}  # the last two only where sequences are cut
+    few = {"survey_kernel", "states_kernel", "segments_kernel", "packing_kernel"}  # not launched by every call
     names = sorted({name for kind in KINDS for name in tune.kernels_of(kind)} | few)
     for name in options.kernels or []:
         if name not in names:
@@ -159,7 +169,7 @@ def main(given: list[str] | None = None) -> int:
         q, k, v, *gate = inputs(shape, kind, "usual", "cpu")
         given = [*(x.to(getattr(torch, options.dtype)) for x in (q, k, v)), *gate]
         vary = tune.kernels_of(kind) if options.candidates else []
-        for note, kernel, arguments in variants(given, options.chunk, vary):
+        for note, kernel, arguments in variants(given, options.chunk, vary, options.packed):
             if options.kernels and kernel.fn.__name__ not in options.kernels:
                 continue
             title = kernel.fn.__name__ + (" (reversed)" if arguments.get("REVERSE") else "")

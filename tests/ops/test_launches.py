@@ -143,24 +143,26 @@ def test_where_tiles_and_chunks_of_packed_sequences_lie(lengths: list[int], dtyp
     own = calls.Call(q, q, q, None, packed, 1.0, 128)
     found = {name: x.tolist() for name, x in own.tables.items() if x is not None}
     n_tiles, n_chunks = ([-(-n // size) for n in lengths] for size in (own.bt, own.chunk))
-    tiles = [[i, j] for i, n in enumerate(n_tiles) for j in range(n)]
-    assert found["tiles"][: len(tiles)] == tiles
-    rest = found["tiles"][len(tiles) :]  # programs of no tile
-    assert rest == [[len(lengths) - 1, n_tiles[-1] + i] for i in range(len(rest))]
+    places = [(i, j) for i, n in enumerate(n_tiles) for j in range(n)]
+    places += [(len(lengths) - 1, n_tiles[-1] + i) for i in range(own.tiles - len(places))]  # programs of no tile
+    per_chunk = own.chunk // own.bt
+    assert found["tiles"] == [[j, sum(lengths[:i]), lengths[i], sum(n_chunks[:i]) + j // per_chunk] for i, j in places]
     assert found["tile_base"] == [sum(n_tiles[:i]) for i in range(len(lengths))]
     assert found["chunk_base"] == [sum(n_chunks[:i]) for i in range(len(lengths))]
-    # segments: from the longest sequence on, each of whole chunks, together all tiles
-    assert own.segments.size == 8
-    segments, at, rest = [], {}, found["segments"]
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        count = max((n_tiles[i] + 4) // 8, 1)
-        assert found["own_segments"][i] == [len(segments), count]
-        segments += [mark for mark in rest if mark[0] == i]
-        at[i] = [mark[1:] for mark in rest if mark[0] == i]
-        assert len(at[i]) == count
-        assert [begin for begin, _ in at[i]] == [0, *(stop for _, stop in at[i][:-1])] and at[i][-1][1] == n_tiles[i]
-        assert all(begin % (own.chunk // own.bt) == 0 for begin, _ in at[i])
-    assert rest[: len(segments)] == segments and all(mark[0] == -1 for mark in rest[len(segments) :])
+    # segments: from the longest on, each of whole chunks, together all tiles; a row for each of a sequence that is cut
+    assert own.segments.size == 8 and own.segments.long == 12
+    counts = [(n + 4) // 8 if n > 12 else 1 for n in n_tiles]
+    each = [-(-n // count // per_chunk) * per_chunk for n, count in zip(n_tiles, counts, strict=True)]
+    segments: list[list[int]] = []
+    row = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -min(each[i], n_tiles[i])):
+        assert found["own_segments"][i] == [len(segments), counts[i], row]
+        for j in range(counts[i]):
+            segments.append([i, j * each[i], min((j + 1) * each[i], n_tiles[i]), row + j])
+        assert segments[-1][1] < segments[-1][2] or n_tiles[i] == 0
+        row += counts[i] if counts[i] > 1 else 0
+    assert row <= own.segments.inner and found["segments"][: len(segments)] == segments
+    assert all(mark[0] == -1 for mark in found["segments"][len(segments) :])
 
 
 def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(

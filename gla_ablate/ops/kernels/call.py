@@ -47,7 +47,8 @@ def launch(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
     """
     if grid == 0:
         return
-    if not isinstance(kernel, JITFunction):  # the interpreter's, which compiles nothing
+    if not isinstance(kernel, JITFunction):  # the interpreter's, which compiles nothing, and takes any order
+        assert [*arguments][: len(kernel.arg_names)] == [*kernel.arg_names], kernel.arg_names
         kernel[(grid,)](**arguments)
         return
     values = tuple(arguments.values())
@@ -106,10 +107,12 @@ def describe(x: Tensor, width: int, rows: int, columns: int) -> TensorDescriptor
 
 
 class Segments(NamedTuple):
-    """How sequences are cut for scans: tiles of a segment (of packed sequences: about), segments of a sequence if all
-    have as many, segments in all at most, and those of sequences that have several: 0 where none has."""
+    """How sequences are cut for scans: tiles of a segment (of packed sequences: about), tiles of a packed sequence up
+    to which it stays whole, segments of a sequence if all have as many, segments in all at most, and those of sequences
+    that have several: 0 where none has."""
 
     size: int
+    long: int
     each: int
     total: int
     inner: int
@@ -236,11 +239,12 @@ class Call:
         if self.cu_seqlens is None:
             return {"cu_seqlens": None, **dict.fromkeys(TABLES)}
         n, cut = self.sequences, self.segments
-        sizes = {"tiles": (self.tiles, 2), "segments": (cut.total, 3), "own_segments": (n, 2)}
-        made = {name: self.new(*sizes.get(name, (n,)), dtype=torch.int32) for name in TABLES}
+        sizes = {"segments": (cut.total, 4), "own_segments": (n, 3)}
+        made = {"tiles": self.new(self.tiles, 4, dtype=torch.int64)}
+        made |= {name: self.new(*sizes.get(name, (n,)), dtype=torch.int32) for name in TABLES[1:]}
         given: dict[str, Tensor | None] = {"cu_seqlens": self.cu_seqlens, **made}
-        numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "SEGMENTS": cut.total, "ROOM": cut.inner}
-        shape = {"BT": self.bt, "TPC": self.chunk // self.bt}
+        numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "LONG": cut.long, "SEGMENTS": cut.total}
+        shape = {"ROOM": cut.inner, "BT": self.bt, "TPC": self.chunk // self.bt}
         launch(packing_kernel, n, self.key, **given, **numbers, **shape)
         return given
 
@@ -252,19 +256,20 @@ class Call:
         if self.cu_seqlens is None:
             count = min(FILLED // max(programs * self.sequences, 1), tiles // SHORTEST)
             if count < 3:  # what going over the sequence twice would cost
-                return Segments(max(tiles, 1), 1, self.sequences, 0)
+                return Segments(max(tiles, 1), tiles, 1, self.sequences, 0)
             size = pieces(pieces(tiles, count), multiple) * multiple
             each = pieces(tiles, size)
-            return Segments(size, each, self.sequences * each, self.sequences * each)
-        # lengths are on the device: cut what alone would take longer than half of all, evenly shared out
+            return Segments(size, tiles, each, self.sequences * each, self.sequences * each)
+        # lengths are on the device: cut what alone would take longer than all if it were evenly shared out
         filled = FILLED if self.shape[3] > 64 else 2 * FILLED  # smaller states leave room for a second program
-        size = max(pieces(tiles * programs, 2 * filled), SHORTEST)
-        size = pieces(size, multiple) * multiple
-        if 2 * tiles < 3 * size:
-            return Segments(size, 1, self.sequences, 0)
-        # one of t ≥ 3/2 size tiles is cut in t/size + 1/2 at most, 4/3 of t/size, and its last tile may be short
+        share = pieces(tiles * programs, filled)
+        size = pieces(max(pieces(share, 2), SHORTEST), multiple) * multiple
+        long = max(share + share // 7, size + size // 2)
+        if tiles <= long:
+            return Segments(size, long, 1, self.sequences, 0)
+        # one of t > 3/2 size tiles is cut in t/size + 1/2 at most, 4/3 of t/size, and its last tile may be short
         total = self.sequences + self.tiles // size
-        return Segments(size, 1, total, min(total, pieces(3 * tiles, 2 * size)))
+        return Segments(size, long, 1, total, min(total, pieces(3 * tiles, 2 * size)))
 
     @cached_property
     def arguments(self) -> dict[str, Any]:

@@ -22,26 +22,22 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def locate(i_t, cu_seqlens, tiles, T, NT, VARLEN: tl.constexpr):
-    """Of tile `i_t`: its sequence, its place there, the sequence's first row (64 bits for offsets) and length."""
+def locate(i_t, tiles, T, NT, VARLEN: tl.constexpr):
+    """Of tile `i_t`: its place in its sequence, the sequence's first row (64 bits for offsets) and length."""
     if VARLEN:
-        i_n = tl.load(tiles + 2 * i_t)
-        i_s = tl.load(tiles + 2 * i_t + 1)
-        first = tl.load(cu_seqlens + i_n).to(tl.int64)
-        length = (tl.load(cu_seqlens + i_n + 1) - first).to(tl.int32)
+        p = tiles + i_t.to(tl.int64) * 4
+        i_s, first, length = tl.load(p).to(tl.int32), tl.load(p + 1), tl.load(p + 2).to(tl.int32)
     else:
-        i_n = i_t // NT
         i_s = i_t % NT
-        first = i_n.to(tl.int64) * T
+        first = (i_t // NT).to(tl.int64) * T
         length = T
-    return i_n, i_s, first, length
+    return i_s, first, length
 
 
 @triton.jit
-def chunk_of(i_n, i_s, i_h, chunk_base, NC, H: tl.constexpr, TPC: tl.constexpr, VARLEN: tl.constexpr):
-    """Of tile i_s of sequence i_n and head i_h: the place of its chunk in `[chunks, H]`, in 64 bits."""
-    c_base = tl.load(chunk_base + i_n) if VARLEN else i_n * NC
-    return (c_base + i_s // TPC).to(tl.int64) * H + i_h
+def chunk_of(i_t, i_s, tiles, NT, NC, TPC: tl.constexpr, VARLEN: tl.constexpr):
+    """Of tile i_t, in place i_s of its sequence: its chunk among those of all sequences, in 64 bits."""
+    return tl.load(tiles + i_t.to(tl.int64) * 4 + 3) if VARLEN else (i_t // NT * NC + i_s // TPC).to(tl.int64)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ SEEN = tl.constexpr(16)  # channels of `survey_kernel`: 64 bytes of a row
 
 @triton.jit(do_not_specialize=["T", "NT"])
 def survey_kernel(
-    sums, g, steep, cu_seqlens, tiles, mild, T, NT,
+    sums, g, steep, tiles, mild, T, NT,
     H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
     """What the others need first: sums `[2 + 1 + LEVELS, BT, BT]`, and steep `[tiles, H]`, which tiles are seen to be
@@ -37,7 +37,7 @@ def survey_kernel(
         tl.store(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :], counted(i, BT, BLOCK).to(sums.dtype.element_ty))
     else:
         i_h, i_t = (i - MATRICES) % H, (i - MATRICES) // H
-        _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+        i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
         if i_s * BT >= length:
             return
         o_k = tl.arange(0, SEEN)

@@ -114,7 +114,8 @@ def scan(
     inner = borders(call, saved, x, start, reverse)
     call.run(
         scan_kernel, call.segments.total * pieces(V, call.tuning(scan_kernel).bv),
-        **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": saved.scores}), start=start,
+        **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": saved.scores}, not reverse),
+        start=start,
         borders=inner, states=states, end=end, decay=saved.decay, REVERSE=reverse,
         HAS_START=start is not None, CUT=inner is not None, STORE_STATES=keep_states, STORE_END=keep_end,
     )  # fmt: skip
@@ -127,7 +128,8 @@ def states(call: Call, saved: Saved, x: Tensor, start: Tensor | None) -> Tensor:
     made = call.new_states(call.heads)
     inner = borders(call, saved, x, start, False)
     states_pass(
-        call, call.segments.total, saved.write, x, saved.decay, start=start, borders=inner, states=made, REVERSE=False,
+        call, call.segments.total, saved.write, x, saved.decay, start=start, borders=inner, passed=None, states=made,
+        REVERSE=False,
         HAS_START=start is not None, CUT=inner is not None, ENDS=False,
     )  # fmt: skip
     return made
@@ -142,13 +144,14 @@ def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: 
         call = call.ungrouped  # query heads have no part in it
     _, _, _, K, V = call.shape
     made = call.new(inner, call.heads, K, V, dtype=torch.float32)
+    passed = call.new(inner, call.heads, K, dtype=torch.float32) if call.kind == CHANNEL else None
     states_pass(
-        call, inner, saved.read if reverse else saved.write, x, saved.decay, start=None, borders=made, states=None,
-        REVERSE=reverse, HAS_START=False, CUT=False, ENDS=True,
+        call, call.segments.total, saved.read if reverse else saved.write, x, saved.decay, start=None, borders=made,
+        passed=passed, states=None, REVERSE=reverse, HAS_START=False, CUT=False, ENDS=True,
     )  # fmt: skip
     block = call.tuning(segments_kernel)
     call.run(
-        segments_kernel, call.sequences * pieces(K, block.bk) * pieces(V, block.bv), decay=saved.decay, start=start,
+        segments_kernel, call.sequences * pieces(K, block.bk) * pieces(V, block.bv), passed=passed, start=start,
         borders=made, REVERSE=reverse, HAS_START=start is not None,
     )  # fmt: skip
     return made
@@ -157,7 +160,8 @@ def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: 
 def states_pass(call: Call, count: int, b: Tensor, x: Tensor, decay: Tensor | None, **own: Any) -> None:
     block = call.tuning(states_kernel)
     programs = count * pieces(call.shape[3], block.bk) * pieces(call.shape[4], block.bv)
-    call.run(states_kernel, programs, **operands(call, states_kernel, {"b": b}, {"x": x}, {}), decay=decay, **own)
+    full = own["ENDS"] and not own["REVERSE"]  # a segment with another behind it has no tile that isn't
+    call.run(states_kernel, programs, **operands(call, states_kernel, {"b": b}, {"x": x}, {}, full), decay=decay, **own)
 
 
 def shared_out(x: Tensor | None, group: int) -> Tensor | None:
@@ -175,12 +179,14 @@ def gathered(x: Tensor, group: int, dim: int = 2) -> Tensor:
 
 
 def operands(
-    call: Call, kernel: Any, tiles: dict[str, Tensor], values: dict[str, Tensor], scores: dict[str, Tensor]
+    call: Call, kernel: Any, tiles: dict[str, Tensor], values: dict[str, Tensor], scores: dict[str, Tensor], full: bool
 ) -> dict[str, Any]:
-    """The operands of a scan, through the chip's copy engine where they can be and it pays."""
+    """The operands of a scan, through the chip's copy engine where they can be and it pays. `full`: even where a
+    sequence ends inside a tile, the kernel reads and writes `values` so for tiles that are full alone."""
     _, _, _, K, V = call.shape
     most = call.tuning(kernel)
-    plain = {**tiles, **scores, **values, "DESC": False, "DESC_X": False}
+    plain: dict[str, Any] = {**tiles, **scores, **values, "DESC": False, "DESC_X": False}
+    plain |= {f"{name}_rows": None if call.whole else y for name, y in values.items()}
     channel = call.kind == CHANNEL
     if most.bk >= K or not (channel or K % most.bk == 0):  # at one slice of K pointers are as fast, and cost less here
         return plain
@@ -188,9 +194,8 @@ def operands(
     made |= {name: describe(y, call.bt, call.bt, call.bt) for name, y in scores.items()}
     if None in made.values():
         return plain
-    even = call.whole and V % most.bv == 0  # else a tile holds rows or columns of its neighbour
     own = {name: describe(y, y.shape[2] * V, call.bt, most.bv) for name, y in values.items()}
-    if not even or None in own.values() or values["x"].dtype != call.numerics.store:
+    if not (call.whole or full) or V % most.bv or None in own.values() or values["x"].dtype != call.numerics.store:
         own = {}
     return {**plain, **made, **own, "DESC": True, "DESC_X": bool(own)}
 
@@ -272,10 +277,13 @@ def gradients(call: Call, saved: Saved, inner: Inner, learned: bool) -> tuple[Te
         n = call.half if kernel is steep_gradient_kernel else call.bt
         size = call.chunk, call.tuning(kernel).bk, n
         given = rows(call, kernel, n, **own) | {"x": (inner.x, *size), "y": (inner.y, *size)}
-        written = out
-        if call.whole:  # else a tile's last rows may be another sequence's, which isn't its to write
-            given, written = given | rows(call, kernel, n, **out), {}
-        call.run(kernel, programs(call, kernel, n), **engine(call, kernel, given), **written, **kept)
+        # where tiles differ, the other kernels have no registers, and the other dtypes no luck, to choose a way
+        chosen = kernel is not steep_gradient_kernel and call.q.dtype == torch.bfloat16
+        if out_too := call.whole or chosen:
+            given |= rows(call, kernel, n, **out)
+        arguments = engine(call, kernel, given)
+        arguments |= {f"{name}_rows": None if call.whole else x for name, x in out.items()}
+        call.run(kernel, programs(call, kernel, n), **{**out, **arguments}, OUT=out_too and arguments["DESC"], **kept)
     if dg is not None:
         dg = gathered(dg.sum(0), call.group, 0) if call.kind == HEAD else gathered(dg, call.group)
     return out["dq"], gathered(out["dk"], call.group), dg

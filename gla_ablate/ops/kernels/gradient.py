@@ -41,30 +41,16 @@ def scores_gradient(da, tile, BT: tl.constexpr):
     return tl.load(p + o_i[:, None] * BT + o_i[None, :]), b_self
 
 
-@triton.jit(do_not_specialize=["T", "NT", "NC"])
-def gradient_kernel(
-    q, k, g, x, y, da, flow, dq, dk, dg, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
-    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
-    GATE: tl.constexpr, LEARNED: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr,
-    WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+@triton.jit
+def tile_gradient(
+    q, k, g, x, y, da, flow, dq, dk, dg, tile, chunk, first, i_s, i_r, length, i_q, scale,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
+    GATE: tl.constexpr, LEARNED: tl.constexpr, STAGES: tl.constexpr, DESC: tl.constexpr, OUT: tl.constexpr,
+    FULL: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk `[B, T, HQ, K]` and dg `[B, T, HQ]` (fixed gates: `[tiles, HQ]`, to be summed over tiles) from x, y, flow
-    and da of `products_kernel`; dk and dg are to be summed over each group. Grid: tiles · HQ.
-
-    LEARNED: dg is wanted; without it there is no flow. DESC: q, k, x, y are tensor descriptors; WHOLE: no sequence ends
-    inside a tile, and dq, dk are, too.
-    """
+    """dq, dk, dg of one tile. OUT: dq and dk are tensor descriptors; FULL: the sequence doesn't end inside the tile."""
     HQ: tl.constexpr = H * GROUP
-    pid = tl.program_id(0)
-    i_q, i_t = pid % HQ, pid // HQ
     i_h = i_q // GROUP
-    i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
-    if i_s * BT >= length:
-        return
-    R: tl.constexpr = TPC * BT
-    tile = i_t.to(tl.int64) * HQ + i_q
-    chunk = chunk_of(i_n, i_s, i_q, chunk_base, NC, HQ, TPC, VARLEN)
-    i_r = i_s % TPC * BT
     o_i = tl.arange(0, BT)
     m_t = i_s * BT + o_i < length
     row = first + i_s * BT
@@ -83,21 +69,21 @@ def gradient_kernel(
         col, col_k = i_q * K + i_k * BK, i_h * K + i_k * BK
         o_k = i_k * BK + tl.arange(0, BK)
         m_k = o_k < K
-        b_k = across(k, row, col_k, H * K, m_t, m_k, DESC, WHOLE)
+        b_k = across(k, row, col_k, H * K, m_t, m_k, DESC, FULL)
         b_u = product((b_k.to(DTYPE),), pairs, zero, PRECISION)
-        b_u += beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32) * into
+        b_u += beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * into
         b_dq = (b_u + b_self * b_k.to(tl.float32)) * scale
-        store(dq, tl.trans(b_dq), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
-        b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, WHOLE)
+        store(dq, tl.trans(b_dq), row, col, HQ * K, m_t, m_k, OUT)
+        b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, FULL)
         b_l = product((b_q.to(DTYPE),), turned(pairs), zero, PRECISION) * scale
         b_q = b_q.to(tl.float32) * scale
         if LEARNED:
             b_z += b_q * b_u - b_k.to(tl.float32) * b_l
-        b_y = beside(y, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, WHOLE).to(tl.float32) * out
+        b_y = beside(y, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * out
         if LEARNED:
             begun += tl.sum(b_k.to(tl.float32) * b_y, axis=0)
             passed += tl.load(flow + tile * K + o_k, mask=m_k, other=0.0)
-        store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
+        store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, HQ * K, m_t, m_k, OUT)
     if LEARNED:
         b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
         # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
@@ -108,3 +94,44 @@ def gradient_kernel(
             tl.store(dg + tile, tl.sum(tl.where(m_t, b_dg, 0.0)))
         else:
             tl.store(dg + (row + o_i) * HQ + i_q, b_dg, mask=m_t)
+
+
+@triton.jit(do_not_specialize=["T", "NT", "NC"])
+def gradient_kernel(
+    q, k, g, x, y, da, flow, dq, dk, dg, dq_rows, dk_rows, tiles, scale, T, NT, NC,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
+    GATE: tl.constexpr, LEARNED: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr,
+    OUT: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq, dk `[B, T, HQ, K]` and dg `[B, T, HQ]` (fixed gates: `[tiles, HQ]`, to be summed over tiles) from x, y, flow
+    and da of `products_kernel`; dk and dg are to be summed over each group. Grid: tiles · HQ.
+
+    LEARNED: dg is wanted; without it there is no flow. DESC: q, k, x, y are tensor descriptors; OUT: dq, dk, too, and
+    for tiles in which a sequence ends they are given as dq_rows, dk_rows. WHOLE: none does.
+    """
+    HQ: tl.constexpr = H * GROUP
+    pid = tl.program_id(0)
+    i_q, i_t = pid % HQ, pid // HQ
+    i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
+    if i_s * BT >= length:
+        return
+    R: tl.constexpr = TPC * BT
+    tile = i_t.to(tl.int64) * HQ + i_q
+    chunk = chunk_of(i_t, i_s, tiles, NT, NC, TPC, VARLEN) * HQ + i_q
+    i_r = i_s % TPC * BT
+    # the copy engine can't leave out rows that are another sequence's
+    if WHOLE or not OUT:
+        tile_gradient(
+            q, k, g, x, y, da, flow, dq, dk, dg, tile, chunk, first, i_s, i_r, length, i_q, scale,
+            H, GROUP, K, BT, R, BK, GATE, LEARNED, STAGES, DESC, OUT, WHOLE, DTYPE, PRECISION,
+        )  # fmt: skip
+    elif (i_s + 1) * BT <= length:
+        tile_gradient(
+            q, k, g, x, y, da, flow, dq, dk, dg, tile, chunk, first, i_s, i_r, length, i_q, scale,
+            H, GROUP, K, BT, R, BK, GATE, LEARNED, STAGES, True, True, True, DTYPE, PRECISION,
+        )  # fmt: skip
+    else:
+        tile_gradient(
+            q, k, g, x, y, da, flow, dq_rows, dk_rows, dg, tile, chunk, first, i_s, i_r, length, i_q, scale,
+            H, GROUP, K, BT, R, BK, GATE, LEARNED, STAGES, True, False, False, DTYPE, PRECISION,
+        )  # fmt: skip

@@ -162,7 +162,7 @@ def half_tile(
 
 @triton.jit(do_not_specialize=["T", "NT", "NC", "COUNT"])
 def steep_gradient_kernel(
-    q, k, g, halves, x, y, da, flow, dq, dk, dg, steep, sums, cu_seqlens, tiles, chunk_base, scale, T, NT, NC, COUNT,
+    q, k, g, halves, x, y, da, flow, dq, dk, dg, steep, sums, tiles, scale, T, NT, NC, COUNT,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, SPAN: tl.constexpr,
     STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr,
@@ -181,10 +181,10 @@ def steep_gradient_kernel(
     # nothing is kept from one tile to the next: there are no registers to keep it in
     for i in tl.range(0, tl.minimum(COUNT - begin, SPAN), num_stages=1, disable_licm=True):
         i_t = begin + i
-        i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+        i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
         tile, tile_q = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
         if (i_s * BT < length) & (tl.load(steep + tile) != 0):
-            chunk, i_r = chunk_of(i_n, i_s, i_q, chunk_base, NC, HQ, TPC, VARLEN), i_s % TPC * BT
+            chunk, i_r = chunk_of(i_t, i_s, tiles, NT, NC, TPC, VARLEN) * HQ + i_q, i_s % TPC * BT
             if N == 1 or i_e == 0:
                 half_tile(
                     q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length,

@@ -32,7 +32,7 @@ def keep_decay(decay, halves, early, late, tile, o_k, K: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "NT"])
 def prepare_kernel(
-    q, k, g, qg, kg, decay, halves, scores, steep, sums, cu_seqlens, tiles, scale, mild, T, NT,
+    q, k, g, qg, kg, decay, halves, scores, steep, sums, tiles, scale, mild, T, NT,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, LEVELS: tl.constexpr,
     STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -49,7 +49,7 @@ def prepare_kernel(
     pid = tl.program_id(0)
     i_q, i_t = pid % HQ, pid // HQ
     i_h = i_q // GROUP
-    _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+    i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
     o_i = tl.arange(0, BT)

@@ -96,7 +96,7 @@ def half_scores(
 
 @triton.jit(do_not_specialize=["T", "NT", "COUNT"])
 def steep_prepare_kernel(
-    q, k, g, qg, kg, decay, halves, scores, steep, sums, cu_seqlens, tiles, scale, T, NT, COUNT,
+    q, k, g, qg, kg, decay, halves, scores, steep, sums, tiles, scale, T, NT, COUNT,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr,
     BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, SPAN: tl.constexpr, STAGES: tl.constexpr,
     VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
@@ -113,7 +113,7 @@ def steep_prepare_kernel(
     # nothing is kept from one tile to the next: there are no registers to keep it in
     for i in tl.range(0, tl.minimum(COUNT - begin, SPAN), num_stages=1, disable_licm=True):
         i_t = begin + i
-        _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+        i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
         tile, tile_q = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
         if (i_s * BT < length) & (tl.load(steep + tile) != 0):
             if N == 1 or i_e == 0:

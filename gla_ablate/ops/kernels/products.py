@@ -119,7 +119,7 @@ def inside(
 
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
 def products_kernel(
-    do, v, h, dh, read, write, g, decay, x, y, flow, da, cu_seqlens, tiles, chunk_base, scale, T, NT, NC,
+    do, v, h, dh, read, write, g, decay, x, y, flow, da, tiles, scale, T, NT, NC,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, LEARNED: tl.constexpr, VARLEN: tl.constexpr,
     STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
@@ -137,11 +137,11 @@ def products_kernel(
     pid = tl.program_id(0)
     i_k, i_q, i_t = pid % (NK + 1), (pid // (NK + 1)) % HQ, pid // ((NK + 1) * HQ)
     i_h = i_q // GROUP
-    i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+    i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
     if (i_s * BT >= length) | (i_s % TPC != 0):
         return
-    chunk = chunk_of(i_n, i_s, i_h, chunk_base, NC, H, TPC, VARLEN)
-    own = chunk_of(i_n, i_s, i_q, chunk_base, NC, HQ, TPC, VARLEN)
+    chunk = chunk_of(i_t, i_s, tiles, NT, NC, TPC, VARLEN)
+    chunk, own = chunk * H + i_h, chunk * HQ + i_q
     o_i = tl.arange(0, BT)
     o_t = i_s * BT + o_i
     o_k = i_k * BK + tl.arange(0, BK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, row_decay, tile_decay
+from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, row_decay, store, tile_decay
 from gla_ablate.ops.kernels.states import entering, segment_at, sequence_at, weighed
 
 _NONE = tl.constexpr(NONE)
@@ -57,106 +57,128 @@ def step(
         )
 
 
+@triton.jit
+def tile_step(
+    s, a, b, x, scores, g, decay, states, o, i_t, i_s, i_q, i_v, twin, first, length, n_tiles, c_base, scale,
+    H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, STORE_STATES: tl.constexpr,
+    DESC: tl.constexpr, DESC_X: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile's output and, if a chunk begins here, state; returns the next tile's."""
+    HQ: tl.constexpr = H * GROUP
+    HA: tl.constexpr = H if REVERSE else HQ
+    HB: tl.constexpr = HQ if REVERSE else H
+    NS: tl.constexpr = (K + BK - 1) // BK
+    TILED: tl.constexpr = GATE == _CHANNEL
+    MASK: tl.constexpr = DESC and not TILED and not DESC_X  # a tile's last rows may be another sequence's
+    i_h = i_q // GROUP
+    i_a = i_h if REVERSE else i_q
+    i_b = i_q if REVERSE else i_h
+    o_i = tl.arange(0, BT)
+    o_v = i_v * BV + tl.arange(0, BV)
+    m_v, m_i, m_t = o_v < V, o_i < BT, i_s * BT + o_i < length
+    row_d, row_w = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
+    row_x = first + i_s * BT
+    b_x = block(x, row_x, i_b * V + i_v * BV, HB * V, m_t, m_v, DESC_X)
+    if TILED:
+        row_a, col_a, width_a = (i_t.to(tl.int64) * HA + i_a) * BT, 0, K
+        row_b, col_b, width_b = (i_t.to(tl.int64) * HB + i_b) * BT, 0, K
+        m_r = m_i
+    else:
+        row_a, col_a, width_a = row_x, i_a * K, HA * K
+        row_b, col_b, width_b = row_x, i_b * K, HB * K
+        m_r = m_t
+    prefix, suffix = 0.0, 0.0
+    if GATE != _NONE and GATE != _CHANNEL:
+        prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+    meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
+    if STORE_STATES:  # noqa: SIM102 (known when compiled, which the next isn't)
+        if meets & (twin == 0):
+            p_s = states + ((c_base + i_s // TPC).to(tl.int64) * HB + i_b) * K * V
+            for n in tl.static_range(NS):
+                o_k = n * BK + tl.arange(0, BK)
+                b_s = s[n].to(states.dtype.element_ty)
+                tl.store(p_s + o_v[:, None] * K + o_k[None, :], b_s, mask=m_v[:, None] & (o_k < K)[None, :])
+    # everything transposed, [BV, BT], so that S comes from registers; A is read as Aᵀ or not: some Tritons
+    # miscompile the transpose of a result on its way into a product, but not that of what was loaded
+    acc = tl.zeros([BV, BT], dtype=tl.float32)
+    for n in tl.static_range(NS):
+        m_k = n * BK + tl.arange(0, BK) < K
+        b_a = block(a, row_a, col_a + n * BK, width_a, m_r, m_k, DESC).to(DTYPE)
+        acc = tl.dot(s[n].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
+    if GATE != _CHANNEL:
+        if GATE != _NONE:
+            acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
+        if not REVERSE:
+            acc *= scale
+    b_w = block(scores, row_w * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
+    if not REVERSE:
+        b_w = tl.trans(b_w)
+    acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
+    store(o, tl.trans(acc.to(DTYPE)), row_x, i_q * V + i_v * BV, HQ * V, m_t, m_v, DESC_X)
+    b_z = weighed(b_x, prefix, suffix, scale, GATE, REVERSE, DTYPE)
+    d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+    return step(
+        s, b_z, b, row_b, col_b, width_b, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, DTYPE, PRECISION
+    )
+
+
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
 def scan_kernel(
-    a, b, x, scores, g, decay, start, borders, states, o, end, cu_seqlens, tile_base, chunk_base, segments, scale,
-    T, NT, NC, SEG, NSEG,
+    a, b, x, x_rows, scores, g, decay, start, borders, states, o, o_rows, end, cu_seqlens, tile_base, chunk_base,
+    segments, scale, T, NT, NC, SEG, NSEG,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
     CUT: tl.constexpr, STORE_STATES: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr,
-    DESC_X: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    DESC_X: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tile by tile o = A x + â S and S ← decay · S + b̂ᵀ x; `states` `[chunks, HB, V, K]` hold S as chunks meet it.
 
     Forward, a = q, b = k, x = v; â carries scale and the decay from the tile's start, b̂ that to its end. Backward in
     time the roles of â and b̂ are swapped, a = k, b = q, x = do, with Aᵀ: o is dv, and `states` are the gradients of the
     state at each chunk's end. For gates on channels a and b are qg and kg of `prepare_kernel`, `[tiles, HA or HB, BT,
-    K]`. scores `[tiles, HQ, BT, BT]`; start, end `[N, HB, K, V]` and, CUT, borders `[segments, HB, K, V]`, what each
+    K]`. scores `[tiles, HQ, BT, BT]`; start, end `[N, HB, K, V]` and, CUT, borders `[rows, HB, K, V]`, what each
     segment inside a sequence begins with, fp32. Grid: segments · HQ · V/BV.
 
     Each query head of a group goes its own way: forward from the same b and x, so that one of them stores the state;
     backward it makes its own part of dv and of the state's gradient, both `HQ` heads, which are sums over the group.
 
-    DESC: a, b and scores are tensor descriptors; DESC_X: x and o too (no sequence ends inside a tile).
+    DESC: a, b and scores are tensor descriptors; DESC_X: x and o too, and for the tile in which a sequence ends they
+    are given as x_rows and o_rows. WHOLE: none does. Where one may, DESC_X is for forward passes alone: a tile of its
+    own before the others leaves all products of the loop waiting for each other.
     """
     HQ: tl.constexpr = H * GROUP
-    HA: tl.constexpr = H if REVERSE else HQ
     HB: tl.constexpr = HQ if REVERSE else H
     NV: tl.constexpr = (V + BV - 1) // BV
     NS: tl.constexpr = (K + BK - 1) // BK
-    TILED: tl.constexpr = GATE == _CHANNEL
-    MASK: tl.constexpr = DESC and not TILED and not DESC_X  # a tile's last rows may be another sequence's
+    LAST: tl.constexpr = DESC_X and not WHOLE  # whether the tile in which a sequence ends is taken by itself
     pid = tl.program_id(0)
     i_v, i_q, i = pid % NV, (pid // NV) % HQ, pid // (NV * HQ)
-    i_h = i_q // GROUP
-    i_a = i_h if REVERSE else i_q
-    i_b = i_q if REVERSE else i_h
+    i_b = i_q if REVERSE else i_q // GROUP
     twin = 0 if REVERSE else i_q % GROUP  # of the programs that make the same state, the first stores it
-    i_n, begin, stop = segment_at(i, segments, SEG, NSEG, NT, VARLEN)
+    i_n, begin, stop, row = segment_at(i, segments, SEG, NSEG, NT, VARLEN)
     if VARLEN:  # noqa: SIM102 (known when compiled, which the next isn't)
         if i_n < 0:
             return
     first, length, t_base, n_tiles, c_base = sequence_at(i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT, VARLEN)
-    o_i = tl.arange(0, BT)
     o_v = i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
-    m_i = o_i < BT
-    p_start, known = entering(start, borders, i_n, i, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
+    p_start, known = entering(start, borders, i_n, row, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
     s = slices(p_start, known, o_v, 0, NS, BK, K, V, HAS_START or CUT)
-    for j in tl.range(begin, stop, num_stages=STAGES):
-        i_s = begin + stop - 1 - j if REVERSE else j
-        i_t = t_base + i_s
-        row_d, row_w = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
-        m_t = i_s * BT + o_i < length
-        row_x = first + i_s * BT
-        b_x = block(x, row_x, i_b * V + i_v * BV, HB * V, m_t, m_v, DESC_X)
-        if TILED:
-            row_a, col_a, width_a = (i_t.to(tl.int64) * HA + i_a) * BT, 0, K
-            row_b, col_b, width_b = (i_t.to(tl.int64) * HB + i_b) * BT, 0, K
-            m_r = m_i
-        else:
-            row_a, col_a, width_a = row_x, i_a * K, HA * K
-            row_b, col_b, width_b = row_x, i_b * K, HB * K
-            m_r = m_t
-        prefix, suffix = 0.0, 0.0
-        if GATE != _NONE and GATE != _CHANNEL:
-            prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
-        meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
-        if STORE_STATES:  # noqa: SIM102 (known when compiled, which the next isn't)
-            if meets & (twin == 0):
-                p_s = states + ((c_base + i_s // TPC).to(tl.int64) * HB + i_b) * K * V
-                for n in tl.static_range(NS):
-                    o_k = n * BK + tl.arange(0, BK)
-                    b_s = s[n].to(states.dtype.element_ty)
-                    tl.store(p_s + o_v[:, None] * K + o_k[None, :], b_s, mask=m_v[:, None] & (o_k < K)[None, :])
-        # everything transposed, [BV, BT], so that S comes from registers; A is read as Aᵀ or not: some Tritons
-        # miscompile the transpose of a result on its way into a product, but not that of what was loaded
-        acc = tl.zeros([BV, BT], dtype=tl.float32)
-        for n in tl.static_range(NS):
-            m_k = n * BK + tl.arange(0, BK) < K
-            b_a = block(a, row_a, col_a + n * BK, width_a, m_r, m_k, DESC).to(DTYPE)
-            acc = tl.dot(s[n].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
-        if GATE != _CHANNEL:
-            if GATE != _NONE:
-                acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
-            if not REVERSE:
-                acc *= scale
-        b_w = block(scores, row_w * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
-        if not REVERSE:
-            b_w = tl.trans(b_w)
-        acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
-        b_o = tl.trans(acc.to(DTYPE))
-        if DESC_X:
-            o.store([row_x.to(tl.int32), i_q * V + i_v * BV], b_o)
-        else:
-            p_o = o + (row_x * HQ + i_q) * V + i_v * BV
-            p_o += o_i[:, None] * (HQ * V) + tl.arange(0, BV)[None, :]
-            tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
-        b_z = weighed(b_x, prefix, suffix, scale, GATE, REVERSE, DTYPE)
-        d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
-        s = step(
-            s, b_z, b, row_b, col_b, width_b, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, DTYPE, PRECISION
-        )
+    full = tl.minimum(stop, length // BT) if LAST else stop
+    for j in tl.range(begin, full, num_stages=STAGES):
+        i_s = begin + full - 1 - j if REVERSE else j
+        s = tile_step(
+            s, a, b, x, scores, g, decay, states, o, t_base + i_s, i_s, i_q, i_v, twin, first, length, n_tiles,
+            c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, DESC, DESC_X, DTYPE, PRECISION,
+        )  # fmt: skip
+    if LAST:  # noqa: SIM102 (known when compiled, which the next isn't)
+        if full < stop:
+            s = tile_step(
+                s, a, b, x_rows, scores, g, decay, states, o_rows, t_base + full, full, i_q, i_v, twin, first, length,
+                n_tiles, c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, DESC, False,
+                DTYPE, PRECISION,
+            )  # fmt: skip
     if STORE_END:  # noqa: SIM102 (as above)
         if (twin == 0) & (begin == 0 if REVERSE else stop == n_tiles):
             for n in tl.static_range(NS):

@@ -12,7 +12,7 @@ _NONE = tl.constexpr(NONE)
 
 @triton.jit(do_not_specialize=["T", "NT"])
 def scores_kernel(
-    q, k, g, scores, cu_seqlens, tiles, scale, T, NT,
+    q, k, g, scores, tiles, scale, T, NT,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr,
     VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -21,7 +21,7 @@ def scores_kernel(
     pid = tl.program_id(0)
     i_q, i_t = pid % HQ, pid // HQ
     i_h = i_q // GROUP
-    _i_n, i_s, first, length = locate(i_t, cu_seqlens, tiles, T, NT, VARLEN)
+    i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
     o_i = tl.arange(0, BT)

@@ -19,19 +19,16 @@ _TOKEN = tl.constexpr(TOKEN)
 AT_ONCE = tl.constexpr(64)  # tiles whose decay is loaded together
 
 
-@triton.jit
-def product(a, b):
-    return a * b
-
-
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
 def segments_kernel(
-    g, decay, start, borders, cu_seqlens, tile_base, chunk_base, segments, own_segments, T, NT, NC, SEG, NSEG,
+    g, passed, start, borders, cu_seqlens, tile_base, chunk_base, segments, own_segments, T, NT, NC, SEG, NSEG,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr, VARLEN: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """borders `[segments, HQ, K, V]`: in place of what each segment ends with if it begins with zero, what it begins
-    with; start `[N, HQ, K, V]` of the sequence; both fp32. Grid: N · HQ · K/BK · V/BV.
+    """borders `[rows, HQ, K, V]`: in place of what each segment ends with if it begins with zero, what it begins with;
+    start `[N, HQ, K, V]` of the sequence; passed `[rows, HQ, K]`, for gates on channels; all fp32.
+    Grid: N · HQ · K/BK · V/BV.
     """
     HQ: tl.constexpr = H * GROUP
     NK: tl.constexpr = (K + BK - 1) // BK
@@ -40,14 +37,13 @@ def segments_kernel(
     i_v, i_k, i_q, i_n = pid % NV, (pid // NV) % NK, (pid // (NV * NK)) % HQ, pid // (NV * NK * HQ)
     i_h = i_q // GROUP
     if VARLEN:
-        base, count = tl.load(own_segments + 2 * i_n), tl.load(own_segments + 2 * i_n + 1)
+        marks = own_segments + 3 * i_n
+        base, count, row = tl.load(marks), tl.load(marks + 1), tl.load(marks + 2)
         if count < 2:
             return
     else:
-        base, count = i_n * NSEG, NSEG
-    first, length, t_base, _n_tiles, _c_base = sequence_at(
-        i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT, VARLEN
-    )
+        base, count, row = i_n * NSEG, NSEG, i_n * NSEG
+    first, length, _base, _n, _chunk = sequence_at(i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT, VARLEN)
     o_k = i_k * BK + tl.arange(0, BK)
     o_v = i_v * BV + tl.arange(0, BV)
     m_s = (o_k < K)[:, None] & (o_v < V)[None, :]
@@ -55,20 +51,15 @@ def segments_kernel(
     b_s = tl.zeros([BK, BV], dtype=tl.float32)
     if HAS_START:
         b_s = tl.load(start + i_n.to(tl.int64) * HQ * K * V + p_s, mask=m_s, other=0.0)
-    for j in range(0, count - 1):
-        i = base + count - 1 - j if REVERSE else base + j
-        _i_n, begin, stop = segment_at(i, segments, SEG, NSEG, NT, VARLEN)
-        p = borders + i.to(tl.int64) * HQ * K * V + p_s
+    for j in tl.range(0, count - 1, num_stages=STAGES):
+        at = count - 1 - j if REVERSE else j
+        _i_n, begin, stop, _row = segment_at(base + at, segments, SEG, NSEG, NT, VARLEN)
+        own = (row + at).to(tl.int64) * HQ
+        p = borders + own * K * V + p_s
         b_e = tl.load(p, mask=m_s, other=0.0)
         tl.store(p, b_s, mask=m_s)
         if GATE == _CHANNEL:
-            d = tl.full([BK], 1.0, dtype=tl.float32)
-            for i_t in range(begin, stop, AT_ONCE):
-                o_s = i_t + tl.arange(0, AT_ONCE)
-                p_d = ((t_base + o_s).to(tl.int64)[:, None] * H + i_h) * K + o_k[None, :]
-                b_d = tl.load(decay + p_d, mask=(o_s < stop)[:, None] & (o_k < K)[None, :], other=1.0)
-                d *= tl.reduce(b_d, 0, product)
-            b_s *= d[:, None]
+            b_s *= tl.load(passed + (own + i_q) * K + o_k, mask=o_k < K, other=0.0)[:, None]
         elif GATE == _TOKEN:
             total = 0.0
             for i_t in range(begin, stop, AT_ONCE):
@@ -80,5 +71,5 @@ def segments_kernel(
             rows = tl.maximum(tl.minimum(stop * BT, length) - begin * BT, 0)
             b_s *= tl.exp2(head_gate(g, i_h) * rows)
         b_s += b_e
-    last = base if REVERSE else base + count - 1
+    last = row if REVERSE else row + count - 1
     tl.store(borders + last.to(tl.int64) * HQ * K * V + p_s, b_s, mask=m_s)

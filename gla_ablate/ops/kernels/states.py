@@ -16,14 +16,17 @@ _CHANNEL = tl.constexpr(CHANNEL)
 
 @triton.jit
 def segment_at(i, segments, SEG, NSEG, NT, VARLEN: tl.constexpr):
-    """Of segment i: its sequence (−1: there is no such segment), its first tile, the one after its last."""
+    """Of segment i: its sequence (−1: there is no such segment), its first tile, the one after its last, its row in
+    `borders`, if it has one."""
     if VARLEN:
-        i_n, begin, stop = tl.load(segments + 3 * i), tl.load(segments + 3 * i + 1), tl.load(segments + 3 * i + 2)
+        p = segments + 4 * i
+        i_n, begin, stop, row = tl.load(p), tl.load(p + 1), tl.load(p + 2), tl.load(p + 3)
     else:
         i_n = i // NSEG
         begin = i % NSEG * SEG
         stop = tl.minimum(begin + SEG, NT)
-    return i_n, begin, stop
+        row = i
+    return i_n, begin, stop, row
 
 
 @triton.jit
@@ -45,19 +48,21 @@ def sequence_at(i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT: tl.conste
 
 
 @triton.jit
-def entering(start, borders, i_n, i, begin, stop, n_tiles, i_b, HB, KV, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
-             CUT: tl.constexpr):  # fmt: skip
-    """Where the state `[K, V]` is that segment i begins with, and whether it isn't zero: between segments it comes from
-    `borders` `[segments, HB, K, V]`, at the sequence's border from start `[N, HB, K, V]`."""
+def entering(
+    start, borders, i_n, row, begin, stop, n_tiles, i_b, HB, KV,
+    REVERSE: tl.constexpr, HAS_START: tl.constexpr, CUT: tl.constexpr,
+):  # fmt: skip
+    """Where the state `[K, V]` is that a segment begins with, and whether it isn't zero: between segments it comes from
+    `borders` `[rows, HB, K, V]`, at the sequence's border from start `[N, HB, K, V]`."""
     inner = stop < n_tiles if REVERSE else begin > 0
     p, known = 0, True
     if HAS_START:
         p = start + (i_n.to(tl.int64) * HB + i_b) * KV
         if CUT:  # noqa: SIM102 (known when compiled, which the next isn't)
             if inner:
-                p = borders + (i.to(tl.int64) * HB + i_b) * KV
+                p = borders + (row.to(tl.int64) * HB + i_b) * KV
     elif CUT:
-        p, known = borders + (i.to(tl.int64) * HB + i_b) * KV, inner
+        p, known = borders + (row.to(tl.int64) * HB + i_b) * KV, inner
     return p, known
 
 
@@ -76,15 +81,16 @@ def weighed(b_x, prefix, suffix, scale, GATE: tl.constexpr, REVERSE: tl.constexp
 
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
 def states_kernel(
-    b, x, g, decay, start, borders, states, cu_seqlens, tile_base, chunk_base, segments, scale, T, NT, NC, SEG, NSEG,
+    b, x, g, decay, start, borders, passed, states, cu_seqlens, tile_base, chunk_base, segments, scale,
+    T, NT, NC, SEG, NSEG,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
     CUT: tl.constexpr, ENDS: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr,
     STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """S ← decay · S + b̂ᵀ x as in `scan_kernel`. ENDS: `borders` `[segments, HB, K, V]`, fp32, what each segment but the
-    last would end with if it began with zero; of packed sequences those that are cut come first, and have rows there
-    alone. Else: `states` as `scan_kernel` gives them. Grid: segments · HB · V/BV · K/BK.
+    """S ← decay · S + b̂ᵀ x as in `scan_kernel`. ENDS: `borders` `[rows, HB, K, V]`, what each segment but the last of
+    sequences that are cut would end with if it began with zero, and for gates on channels `passed` `[rows, HB, K]`,
+    what it lets through, both fp32. Else: `states` as `scan_kernel` gives them. Grid: segments · HB · V/BV · K/BK.
     """
     HB: tl.constexpr = H * GROUP if REVERSE else H
     NK: tl.constexpr = (K + BK - 1) // BK
@@ -94,7 +100,7 @@ def states_kernel(
     pid = tl.program_id(0)
     i_k, i_v, i_b, i = pid % NK, (pid // NK) % NV, (pid // (NK * NV)) % HB, pid // (NK * NV * HB)
     i_h = i_b // GROUP if REVERSE else i_b
-    i_n, begin, stop = segment_at(i, segments, SEG, NSEG, NT, VARLEN)
+    i_n, begin, stop, row = segment_at(i, segments, SEG, NSEG, NT, VARLEN)
     if VARLEN:  # noqa: SIM102 (known when compiled, which the next isn't)
         if i_n < 0:
             return
@@ -108,8 +114,9 @@ def states_kernel(
     m_k, m_v, m_i = o_k < K, o_v < V, o_i < BT
     m_s = m_v[:, None] & m_k[None, :]
     b_s = tl.zeros([BV, BK], dtype=tl.float32)
+    through = tl.full([BK], 1.0, dtype=tl.float32)
     if HAS_START or CUT:
-        p, known = entering(start, borders, i_n, i, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
+        p, known = entering(start, borders, i_n, row, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
         b_s = tl.load(p + o_k[None, :] * V + o_v[:, None], mask=tl.where(known, m_s, False), other=0.0)
     for j in tl.range(begin, stop, num_stages=STAGES):
         i_s = begin + stop - 1 - j if REVERSE else j
@@ -133,10 +140,15 @@ def states_kernel(
         if MASK:
             b_b = tl.where(m_r[:, None], b_b, 0.0).to(DTYPE)
         if TILED:
-            b_s *= tl.load(decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=m_k, other=0.0)[None, :]
+            d = tl.load(decay + (i_t.to(tl.int64) * H + i_h) * K + o_k, mask=m_k, other=0.0)
+            b_s *= d[None, :]
+            through *= d
         elif GATE != _NONE:
             b_s *= tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
         b_s = tl.dot(tl.trans(b_z), b_b, b_s, input_precision=PRECISION)
     if ENDS:
-        p_e = borders + (i.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
+        p_e = borders + (row.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
         tl.store(p_e, b_s, mask=m_s)
+        if TILED:  # noqa: SIM102 (known when compiled, which the next isn't)
+            if i_v == 0:
+                tl.store(passed + (row.to(tl.int64) * HB + i_b) * K + o_k, through, mask=m_k)

@@ -69,7 +69,7 @@ def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int) -> Tuning:
             return Tuning(128, 16, 4, 1)
         return Tuning(128, 64, 4, 3) if K <= 128 else Tuning(128, 128, 8, 3)
     if kernel == "segments_kernel":
-        return Tuning(32, 64, 4, 1)
+        return Tuning(32, 64, 4, 3)
     if kernel == "survey_kernel":
         return Tuning(num_warps=1)
     if kernel == "products_kernel":
