@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from gla_ablate.config import Config, check_type, fill, interpolate, located, merge, resolve, to_dict
 from gla_ablate.errors import ConfigError, nearest
-from gla_ablate.grid import MISSING, Axis, build_axes, fix, lookup, matches, points, spell
+from gla_ablate.grid import MISSING, Axis, Row, build_axes, fix, leaves, lookup, matches, points, spell
+from gla_ablate.matching import check_free, matched, solved_for
 from gla_ablate.yaml_io import parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -57,6 +58,7 @@ class ExperimentFile:
     exclude: list[dict[str, Any]] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])
     report: ReportSettings = field(default_factory=ReportSettings)
+    match: str | dict[str, str] | None = None  # params: models with as many parameters as the baseline (`matching`)
     plugins: list[str] = field(default_factory=list)
 
 
@@ -72,6 +74,7 @@ class Experiment:
     exclude: list[dict[str, Any]]
     seeds: list[int]
     report: ReportSettings
+    match: str | None = None  # the key that is solved for, so that models have as many parameters
 
     @property
     def factors(self) -> list[str]:
@@ -114,6 +117,9 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         for row in (row for axis in axes for row in axis):
             _lay(values, row)
         _check_conditions(values, axes, file)
+        match = solved_for(file.match)
+        if match:
+            check_free(match, {leaf for axis in axes for row in axis for key in row for leaf in leaves(key, row[key])})
         seeds = _check_seeds(file.seeds)
     with located("command line"):
         if "seeds" in given:
@@ -121,7 +127,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         _lay(values, given)
         for key, value in given.items():
             axes = [fix(axis, key, value) for axis in axes]
-    return Experiment(file.name, path, values, axes, given, file.exclude, seeds, file.report)
+    return Experiment(file.name, path, values, axes, given, file.exclude, seeds, file.report, match)
 
 
 def trials(experiment: Experiment) -> list[Trial]:
@@ -131,7 +137,7 @@ def trials(experiment: Experiment) -> list[Trial]:
     that `exclude` leaves empty.
     """
     where = f"{experiment.path} with {spell(experiment.overrides)}" if experiment.overrides else str(experiment.path)
-    found: dict[str, Trial] = {}
+    grid: list[tuple[Row, Config]] = []
     with located(where):
         for point in points(experiment.axes):
             values = interpolate(merge(merge(experiment.values, point), experiment.overrides))
@@ -142,14 +148,25 @@ def trials(experiment: Experiment) -> list[Trial]:
             except ConfigError as error:
                 at = f" (at {spell(point)})" if point else ""
                 raise ConfigError(f"{error}{at}") from error
-            hash = identity(config)
-            for seed in experiment.seeds:
-                key = f"{hash}-seed{seed}"
-                if key in found:
-                    raise ConfigError(f"two points are the same trial: {spell(found[key].point)} and {spell(point)}")
-                found[key] = Trial(f"{_label(point)}-{key}", point, seed, replace(config, seed=seed))
-        if not found:
+            grid.append((point, config))
+        if not grid:
             raise ConfigError("exclude: leaves no point of the grid")
+        if experiment.match:
+            configs = matched(grid, experiment.match, experiment.report.baseline)
+            grid = [(point, config) for (point, _), config in zip(grid, configs, strict=True)]
+        return _with_seeds(grid, experiment.seeds)
+
+
+def _with_seeds(grid: list[tuple[Row, Config]], seeds: list[int]) -> list[Trial]:
+    """A trial for each point and seed. Raises `ConfigError` where two have the same identity."""
+    found: dict[str, Trial] = {}
+    for point, config in grid:
+        hash = identity(config)
+        for seed in seeds:
+            key = f"{hash}-seed{seed}"
+            if key in found:
+                raise ConfigError(f"two points are the same trial: {spell(found[key].point)} and {spell(point)}")
+            found[key] = Trial(f"{_label(point)}-{key}", point, seed, replace(config, seed=seed))
     return list(found.values())
 
 

@@ -31,7 +31,7 @@ def build_axes(grid: Mapping[str, list[Any]], zips: list[dict[str, list[Any]]]) 
         for key, values in columns.items():
             if not values:
                 raise ConfigError(f"{where}.{key}: empty list, takes at least one value")
-            for varied in sorted({key}.union(*(_leaves(key, value) for value in values))):
+            for varied in sorted({key}.union(*(leaves(key, value) for value in values))):
                 if varied in seen:
                     inside = "" if varied == key else f" varies {varied},"
                     raise ConfigError(f"{where}.{key}:{inside} already varied by {seen[varied]}")
@@ -43,11 +43,11 @@ def build_axes(grid: Mapping[str, list[Any]], zips: list[dict[str, list[Any]]]) 
     return [axis for axis in axes if axis]
 
 
-def _leaves(key: str, value: Any) -> set[str]:
+def leaves(key: str, value: Any) -> set[str]:
     """The dotted keys that `key: value` sets."""
     if not isinstance(value, Mapping):
         return {key}
-    return {leaf for inner, held in value.items() for leaf in _leaves(f"{key}.{inner}", held)}
+    return {leaf for inner, held in value.items() for leaf in leaves(f"{key}.{inner}", held)}
 
 
 def points(axes: list[Axis]) -> Iterator[Row]:

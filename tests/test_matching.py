@@ -1,0 +1,122 @@
+"""`match: params`: as many parameters at every point as at its baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gla_ablate.config import ModelConfig
+from gla_ablate.data import build_source
+from gla_ablate.errors import ConfigError
+from gla_ablate.experiment import Trial, load_experiment, trials
+from gla_ablate.matching import SLACK, of_ffn
+from gla_ablate.model import count_parameters
+from gla_ablate.model.shapes import ffn_width
+
+GATES = "[{name: none}, {name: data_dependent, rank: 4}, {name: data_dependent, rank: 64}]"
+AGAINST_NONE = "report: {baseline: {model.gate: {name: none}}}\n"
+
+
+@pytest.fixture
+def expand(tmp_path: Path):
+    def run(text: str, *overrides: str) -> list[Trial]:
+        file = tmp_path / "t.yaml"
+        file.write_text(f"name: t\nbase: [tiny]\n{text}")
+        return trials(load_experiment(file, list(overrides)))
+
+    (tmp_path / "tiny.yaml").write_text(
+        "model: {dim: 64, layers: 2, heads: 2}\n"
+        "data: {name: mqar, vocab_size: 64, seq_len: 32, batch_size: 2, train_examples: 8, val_tokens: 64}\n"
+    )
+    return run
+
+
+def parameters(trial: Trial) -> int:
+    return count_parameters(trial.config.model, build_source(trial.config.data).vocab_size)
+
+
+def near(trial: Trial, other: Trial) -> bool:
+    return abs(parameters(trial) - parameters(other)) <= SLACK * parameters(other)
+
+
+@pytest.mark.parametrize("match", ["params", "{params: model.ffn_ratio}", "{params: model.dim}"])
+def test_points_have_as_many_parameters_as_the_baseline(expand, match):
+    grid = f"grid: {{model.gate: {GATES}}}\n{AGAINST_NONE}"
+    before, after = expand(grid), expand(f"{grid}match: {match}\n")
+    assert parameters(before[2]) > 1.1 * parameters(before[0])
+    assert all(near(trial, before[0]) for trial in after)
+    assert after[0].config == before[0].config  # which is the measure, and stays as it is
+    assert after[2].id != before[2].id and after[2].point == before[2].point
+    changed = after[2].config.model.dim != before[2].config.model.dim
+    assert changed == ("model.dim" in match)
+
+
+def test_the_width_keeps_to_the_coarsest_multiple_that_is_near_enough(expand):
+    _, small, large = expand(f"grid: {{model.gate: {GATES}}}\nset: {{model.ffn_multiple: 24}}\nmatch: params\n")
+    for trial in (small, large):
+        model = trial.config.model
+        assert ffn_width(model) % model.ffn_multiple == 0 and 24 % model.ffn_multiple in (0, 8)
+    assert large.config.model.ffn_multiple in (8, 16, 24)
+
+
+def test_every_setting_of_the_other_factors_has_a_measure_of_its_own(expand):
+    found = expand(f"grid: {{model.gate: {GATES}, model.dim: [64, 128]}}\n{AGAINST_NONE}match: params\n")
+    small, large = found[::2], found[1::2]
+    assert parameters(large[0]) > 3 * parameters(small[0])
+    assert all(near(trial, small[0]) for trial in small) and all(near(trial, large[0]) for trial in large)
+
+
+@pytest.mark.parametrize("baseline", ["", "report: {baseline: {model.gate.name: none}}\n"])
+def test_a_gates_options_are_free_where_the_baseline_sets_its_name(expand, baseline):
+    """Without a baseline the first point is the measure, which here is the same."""
+    text = "grid: {model.gate.name: [none, data_dependent], data.batch_size: [2]}\nmatch: params\n"
+    none, dependent = expand(text + baseline)
+    assert near(dependent, none) and dependent.config.model.gate["rank"] == 16
+
+
+def test_layers_can_be_matched_too(expand):
+    two, four = expand("grid: {model.layers: [2, 4]}\nmatch: {params: model.dim}\n")
+    assert near(four, two) and four.config.model.dim < two.config.model.dim
+    assert four.config.model.layers == 4
+
+
+def test_an_override_is_matched_as_well(expand):
+    none, *_, dependent = expand(f"grid: {{model.gate: {GATES}}}\nmatch: params\n", "model.dim=96")
+    assert none.config.model.dim == dependent.config.model.dim == 96 and near(dependent, none)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("match: parms\n", "match: got 'parms', takes params, or {params: KEY}"),
+        ("match: {params: model.dims}\n", "match.params: got 'model.dims', did you mean 'model.dim'?"),
+        ("match: {params: model.dim, flops: model.dim}\n", "match: got {"),
+        ("match: [params]\n", "match: got ['params'], takes"),
+        ("match: params\ngrid: {model.ffn_ratio: [2.0, 3.0]}\n", "match: solves for model.ffn_ratio, which the grid"),
+        ("match: params\ngrid: {model: [{ffn_multiple: 8}, {ffn_multiple: 16}]}\n", "solves for model.ffn_multiple"),
+        ("match: {params: model.dim}\nzip: [{model.dim: [64, 128], model.heads: [2, 4]}]\n", "{params: model.ffn_r"),
+        (
+            f"grid: {{model.gate: {GATES}, model.heads: [1, 2]}}\n{AGAINST_NONE}match: params\n"
+            "exclude: [{model.gate.name: none, model.heads: 2}]\n",
+            "match: no point of the grid differs from model.gate={name: data_dependent, rank: 4}, model.heads=2 in",
+        ),
+        (
+            f"grid: {{model.gate: {GATES}}}\nmatch: params\nset: {{model.ffn_ratio: 0.1, model.ffn_multiple: 1}}\n",
+            "parameters would take a SwiGLU of width",
+        ),
+    ],
+    ids=lambda text: " ".join(text.split())[:40],
+)
+def test_what_cannot_be_matched_is_a_mistake(expand, text, says):
+    with pytest.raises(ConfigError) as raised:
+        expand(text)
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("dim", [30, 64, 100, 1000])
+@pytest.mark.parametrize("multiple", [1, 8, 32])
+def test_a_width_is_met_to_the_unit(dim, multiple):
+    """Width / dim · dim is more than the width in floats, now and then, and would be rounded up."""
+    widths = range(multiple, 200 * multiple, multiple)
+    assert all(ffn_width(of_ffn(ModelConfig(dim=dim), width, multiple)) == width for width in widths)
