@@ -55,20 +55,20 @@ def matched(grid: list[tuple[Row, Config]], key: str, baseline: Mapping[str, Any
     from gla_ablate.data import build_source  # here, and below, so that a mistyped file needn't wait for torch
     from gla_ablate.model import count_parameters
 
-    counts: dict[str, int] = {}
+    counts: dict[Any, int] = {}
 
     def count(model: ModelConfig, vocab_size: int) -> int:
-        name = json.dumps([asdict(model), vocab_size])
+        name = repr(model), vocab_size
         if name not in counts:
             counts[name] = count_parameters(model, vocab_size)
         return counts[name]
 
-    solved: dict[str, ModelConfig] = {}
+    solved: dict[Any, ModelConfig] = {}
     configs = []
     for (point, config), of in zip(grid, references(grid, baseline), strict=True):
         vocab_size = build_source(config.data).vocab_size
         target = count(of.model, build_source(of.data).vocab_size)
-        name = json.dumps([asdict(config.model), vocab_size, target])
+        name = repr(config.model), vocab_size, target
         if name not in solved:
             try:
                 solved[name] = solve(config.model, key, target, functools.partial(count, vocab_size=vocab_size))
