@@ -115,8 +115,7 @@ def scan(
     call.run(
         scan_kernel, call.segments.total * pieces(V, call.tuning(scan_kernel).bv),
         **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": saved.scores}, not reverse),
-        start=start,
-        borders=inner, states=states, end=end, decay=saved.decay, REVERSE=reverse,
+        start=start, borders=inner, states=states, end=end, decay=saved.decay, REVERSE=reverse,
         HAS_START=start is not None, CUT=inner is not None, STORE_STATES=keep_states, STORE_END=keep_end,
     )  # fmt: skip
     return o, states, end
@@ -129,8 +128,7 @@ def states(call: Call, saved: Saved, x: Tensor, start: Tensor | None) -> Tensor:
     inner = borders(call, saved, x, start, False)
     states_pass(
         call, call.segments.total, saved.write, x, saved.decay, start=start, borders=inner, passed=None, states=made,
-        REVERSE=False,
-        HAS_START=start is not None, CUT=inner is not None, ENDS=False,
+        REVERSE=False, HAS_START=start is not None, CUT=inner is not None, ENDS=False,
     )  # fmt: skip
     return made
 
@@ -277,9 +275,10 @@ def gradients(call: Call, saved: Saved, inner: Inner, learned: bool) -> tuple[Te
         n = call.half if kernel is steep_gradient_kernel else call.bt
         size = call.chunk, call.tuning(kernel).bk, n
         given = rows(call, kernel, n, **own) | {"x": (inner.x, *size), "y": (inner.y, *size)}
-        # where tiles differ, the other kernels have no registers, and the other dtypes no luck, to choose a way
-        chosen = kernel is not steep_gradient_kernel and call.q.dtype == torch.bfloat16
-        if out_too := call.whole or chosen:
+        # two ways in one kernel, for tiles that are full and for others, take registers that the one for steep tiles
+        # hasn't, and Triton 3.6 miscompiles them in fp16
+        both = kernel is not steep_gradient_kernel and call.q.dtype == torch.bfloat16
+        if out_too := call.whole or both:
             given |= rows(call, kernel, n, **out)
         arguments = engine(call, kernel, given)
         arguments |= {f"{name}_rows": None if call.whole else x for name, x in out.items()}

@@ -29,9 +29,9 @@ def packing_kernel(
     it has, and the first one's row.
 
     Sequences longer than LONG tiles are cut into several segments, for which `borders` has ROOM. The longest segments
-    come first, so that none begins when the others are done. Past the last tile the tables name
-    tiles past the end of the last sequence, and segments of sequence −1, whose programs return at once. Offsets that
-    don't rise are the caller's error, but nothing is written outside of the tables. Grid: N.
+    come first, so that none begins when the others are done. Past the last tile the tables name tiles past the end of
+    the last sequence, and segments of sequence −1, whose programs return at once. Offsets that don't rise are the
+    caller's error, but nothing is written outside of the tables. Grid: N.
     """
     i_n = tl.program_id(0)
     first = tl.load(cu_seqlens + i_n).to(tl.int64)
