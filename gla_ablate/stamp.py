@@ -8,8 +8,11 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,11 +37,24 @@ loaded: Code | None = None  # as it was when a server imported it, of which this
 
 
 def code_state() -> Code:
-    # as any clone can apply it, whatever the user's settings
-    plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/")
-    changes = git(PACKAGE, "diff", "HEAD", "--binary", *plain) or ""
+    changes = uncommitted(PACKAGE)
     digest = hashlib.sha256(changes.encode("utf-8", errors="surrogateescape")).hexdigest()[:12]
     return Code(git_state(PACKAGE), f"code-{digest}.diff" if changes else None, changes)
+
+
+def uncommitted(folder: Path) -> str:
+    """What the checkout that holds `folder` has beyond its commit, files in `folder` that git doesn't know included, as
+    a diff that any clone can apply, whatever the user's settings; "" outside of one."""
+    plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/")
+    index = git(folder, "rev-parse", "--path-format=absolute", "--git-path", "index")
+    if index is None:
+        return ""
+    with tempfile.TemporaryDirectory() as place:  # a copy of the user's index, to which new files can be added
+        with suppress(OSError):
+            shutil.copy2(index.rstrip("\n"), f"{place}/index")
+        copied = {"GIT_INDEX_FILE": f"{place}/index"}
+        git(folder, "add", "--intent-to-add", "--", str(folder), **copied)
+        return git(folder, "diff", "HEAD", "--binary", *plain, **copied) or ""
 
 
 def stamp(
@@ -103,11 +119,11 @@ def git_state(folder: Path) -> dict[str, Any]:
     return {"sha": sha.strip(), "dirty": bool(tracked or own)}
 
 
-def git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str, **environment: str) -> str | None:
     """What git prints of the checkout that holds `folder`; None outside of one or without git."""
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, check=True, capture_output=True, timeout=30)
+        done = subprocess.run(command, check=True, capture_output=True, timeout=30, env={**os.environ, **environment})
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode("utf-8", errors="surrogateescape")

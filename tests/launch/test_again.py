@@ -110,8 +110,12 @@ def test_what_isnt_committed_is_kept_and_told_apart(checkout, tmp_path):
     subprocess.run(["git", "-C", str(checkout), "apply", str(home / name)], check=True)  # as anybody could
     assert (checkout / "code.py").read_bytes() == b"x = 2  # \xff\n"
     (checkout / "code.py").write_text("x = 1\n")
-    (checkout / "new.py").touch()
-    assert stamp.git_state(checkout)["dirty"] is True
+    (checkout / "new.py").write_text("y = 1\n")  # which git doesn't know
+    (home / name).unlink()
+    new = stamp.stamp(home, cpu, "torch", "32-true", {}, None)["git"]
+    assert new["dirty"] is True and "+++ b/new.py\n@@ -0,0 +1 @@\n+y = 1\n" in (home / new["diff"]).read_text()
+    status = subprocess.run(["git", "-C", str(checkout), "status", "--porcelain"], capture_output=True, text=True)
+    assert status.stdout == "?? new.py\n"  # nor does it after that
     (checkout / "new.py").unlink()
     assert changes({"git": dirty}) == [f"changes that were not committed: {name}, now none"]
     assert changes({"git": {"sha": "abc", "dirty": False}}) == [f"git abc, now {clean['sha']}"]
