@@ -138,6 +138,7 @@ def trials(experiment: Experiment) -> list[Trial]:
     """
     where = f"{experiment.path} with {spell(experiment.overrides)}" if experiment.overrides else str(experiment.path)
     grid: list[tuple[Row, Config]] = []
+    laid: list[dict[str, Any]] = []
     with located(where):
         for point in points(experiment.axes):
             values = interpolate(merge(merge(experiment.values, point), experiment.overrides))
@@ -149,12 +150,23 @@ def trials(experiment: Experiment) -> list[Trial]:
                 at = f" (at {spell(point)})" if point else ""
                 raise ConfigError(f"{error}{at}") from error
             grid.append((point, config))
+            laid.append(values)
         if not grid:
             raise ConfigError("exclude: leaves no point of the grid")
         if experiment.match:
-            configs = matched(grid, experiment.match, experiment.report.baseline)
-            grid = [(point, config) for (point, _), config in zip(grid, configs, strict=True)]
+            grid = _matched(grid, laid, experiment)
         return _with_seeds(grid, experiment.seeds)
+
+
+def _matched(
+    grid: list[tuple[Row, Config]], laid: list[dict[str, Any]], experiment: Experiment
+) -> list[tuple[Row, Config]]:
+    """The grid with as many parameters at every point as with the baseline's values, which are put over those that
+    were `laid`."""
+    baseline = experiment.report.baseline
+    measures = [resolve(interpolate(merge(values, baseline))) if baseline else grid[0][1] for values in laid]
+    points = [(point, config, measure) for (point, config), measure in zip(grid, measures, strict=True)]
+    return [(point, config) for (point, _), config in zip(grid, matched(points, str(experiment.match)), strict=True)]
 
 
 def _with_seeds(grid: list[tuple[Row, Config]], seeds: list[int]) -> list[Trial]:

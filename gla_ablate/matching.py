@@ -2,22 +2,21 @@
 
 A gate brings parameters of its own. Here the rest of the model gives them up, or takes them: the SwiGLU's width, or
 with `match: {params: model.dim}` the model's width first and the SwiGLU's for what is then left. The measure is the
-report's baseline: every point gets as many parameters as the one that differs from it in the baseline's keys alone;
-without a baseline, as many as the grid's first point.
+report's baseline: every point gets as many parameters as the same point has with the baseline's values in place of its
+own; without a baseline, as many as the grid's first point.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Set
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from gla_ablate.config import Config, ModelConfig
 from gla_ablate.errors import ConfigError, nearest
-from gla_ablate.grid import Row, matches, spell
+from gla_ablate.grid import Row, spell
 
 FFN = ("model.ffn_ratio", "model.ffn_multiple")
 WIDTHS = {"model.ffn_ratio": FFN, "model.dim": ("model.dim", *FFN)}  # what is solved for → the keys that it sets
@@ -47,11 +46,9 @@ def check_free(key: str, varied: Set[str]) -> None:
             raise ConfigError(f"match: solves for {taken}, which the grid varies{instead}")
 
 
-def matched(grid: list[tuple[Row, Config]], key: str, baseline: Mapping[str, Any]) -> list[Config]:
-    """The configs of the grid's points, each with as many parameters as its reference, to within `SLACK`.
-
-    Raises `ConfigError` for a point that has no reference, and for one whose model can't be made so.
-    """
+def matched(points: list[tuple[Row, Config, Config]], key: str) -> list[Config]:
+    """The config of each point, its model with as many parameters as that of its reference, the third, to within
+    `SLACK`. Raises `ConfigError` for a model that can't be made so."""
     from gla_ablate.data import build_source  # here, and below, so that a mistyped file needn't wait for torch
     from gla_ablate.model import count_parameters
 
@@ -65,9 +62,9 @@ def matched(grid: list[tuple[Row, Config]], key: str, baseline: Mapping[str, Any
 
     solved: dict[Any, ModelConfig] = {}
     configs = []
-    for (point, config), of in zip(grid, references(grid, baseline), strict=True):
+    for point, config, reference in points:
         vocab_size = build_source(config.data).vocab_size
-        target = count(of.model, build_source(of.data).vocab_size)
+        target = count(reference.model, build_source(reference.data).vocab_size)
         name = repr(config.model), vocab_size, target
         if name not in solved:
             try:
@@ -76,38 +73,6 @@ def matched(grid: list[tuple[Row, Config]], key: str, baseline: Mapping[str, Any
                 raise ConfigError(f"{error} (at {spell(point)})") from error
         configs.append(replace(config, model=solved[name]))
     return configs
-
-
-def references(grid: list[tuple[Row, Config]], baseline: Mapping[str, Any]) -> list[Config]:
-    """For each point the config of the one that it is to be like: see above."""
-    if not baseline:
-        return [grid[0][1]] * len(grid)
-    families = tuple(key.removesuffix("name") for key in baseline if key.endswith(".name"))
-
-    def is_free(factor: str) -> bool:
-        """Whether the baseline sets it, or something inside, or it is an option of a name that the baseline sets."""
-        set_here = any(f"{key}.".startswith(f"{factor}.") or f"{factor}.".startswith(f"{key}.") for key in baseline)
-        return set_here or factor.startswith(families)
-
-    def rest(point: Row) -> str:
-        return json.dumps({key: value for key, value in point.items() if not is_free(key)}, sort_keys=True)
-
-    own = [matches(asdict(config), baseline) for _, config in grid]
-    ones: dict[str, list[Config]] = {}
-    for (point, config), is_one in zip(grid, own, strict=True):
-        if is_one:
-            ones.setdefault(rest(point), []).append(config)
-    found = []
-    for (point, config), is_one in zip(grid, own, strict=True):
-        near = [config] if is_one else ones.get(rest(point), [])
-        if len(near) != 1:
-            many = f"{len(near)} points differ" if near else "no point of the grid differs"
-            raise ConfigError(
-                f"match: {many} from {spell(point)} in the baseline's keys alone, so that nothing says how many "
-                "parameters it shall have"
-            )
-        found += near
-    return found
 
 
 def solve(model: ModelConfig, key: str, target: int, count: Callable[[ModelConfig], int]) -> ModelConfig:
