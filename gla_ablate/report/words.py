@@ -116,7 +116,7 @@ def parameter_note(found: Findings) -> str:
     else:
         smallest = min(sized, key=size, default=None)
         pairs = [(point, smallest) for point in sized]
-    uneven = [(p, other) for p, other in pairs if other and abs(size(p) / size(other) - 1) > MISMATCH]
+    uneven = [(p, other) for p, other in pairs if other and abs(size(p) - size(other)) > MISMATCH * size(other)]
     if not uneven:
         return ""
     point, other = max(uneven, key=lambda pair: abs(math.log(size(pair[0]) / size(pair[1]))))
