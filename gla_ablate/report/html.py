@@ -35,7 +35,7 @@ STYLE = """
           --page: #14171b; --note: #332b14; --edge: #8f7426 }
 }
 * { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 68rem; color: var(--text); background: var(--page);
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 76rem; color: var(--text); background: var(--page);
        font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word }
 h1 { margin: 0; font-size: 1.1rem; font-weight: 600; color: var(--soft) }
 h2 { margin: 2.5rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: 1.25rem }
@@ -47,7 +47,7 @@ p, ul { max-width: 48rem }
 ul { padding-left: 1.2rem; color: var(--soft); font-size: .9rem }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
 td { max-width: 28rem; overflow-wrap: anywhere }
 td.long { white-space: normal; min-width: 12rem }
 th { color: var(--soft); font-weight: 600 }

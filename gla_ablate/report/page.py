@@ -35,7 +35,7 @@ def document(found: Findings, images: Sequence[Image]) -> list[Block]:
     blocks += results(found)
     blocks += best_values(found) + effects(found) + differences(found)
     if images:
-        blocks += [Heading("Curves", 2), *images]
+        blocks += [Heading("Plots", 2), *images]
     if tables.leftovers(experiment):
         blocks += [Heading("Trials that don't count", 2), *limited(tables.unfinished(found), "trials.csv")]
     ran = provenance(experiment.trials)

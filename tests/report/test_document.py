@@ -101,7 +101,7 @@ def test_both_reports_hold_every_part(folder, name):
     write_report(path)
     content = (path / "report" / name).read_text()
     parts = ["Results", "What each factor does", "Which points differ", "All pairs", "Against the best, heads=1"]
-    parts += ["Curves", "Trials that don", "How the trials ran", "Reproduce", "python run.py experiments/heads.yaml"]
+    parts += ["Plots", "Trials that don", "How the trials ran", "Reproduce", "python run.py experiments/heads.yaml"]
     places = [content.index(part) for part in parts]
     assert places == sorted(places)
     assert "Best: heads=1, 1.062 ± 0.088 over 2 seeds" in content
