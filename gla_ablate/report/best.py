@@ -28,7 +28,7 @@ class Variant:
         better one may lie beyond; empty if it doesn't, or if they have no order."""
         values = {p.values[factor] for p in self.tried if is_number(p.values[factor]) and was_tried(p)}
         best = self.best.values[factor]
-        if self.best.mean is None or len(values) < 2 or best not in values:
+        if self.best.mean is None or len(values) < 2 or not is_number(best):
             return ""
         return {max(values): "largest", min(values): "smallest"}.get(best, "")
 

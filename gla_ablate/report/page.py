@@ -141,12 +141,13 @@ def how_far_to_trust(found: Findings) -> Words:
         )
     if count > 1:
         said += (
-            f"An interval speaks of one comparison: where nothing differs, about 1 in 20 misses 0 all the same, "
-            f"here {count / 20:.1f} of {count}. "
+            "An interval speaks of one comparison: where nothing differs, about 1 in 20 misses 0 all the same, "
+            f"here {count / 20:.1f} of {count}; and the best point was picked for being it, which flatters it. "
         )
     which = "All pairs: "
     if sum(point.mean is not None for point in found.shown) > ALL_PAIRS:
-        which = f"More than {ALL_PAIRS} points: each is compared with the best one and with its baseline. In full: "
+        baselines = " and with its baseline" if found.experiment.settings.baseline else ""
+        which = f"More than {ALL_PAIRS} points: each is compared with the best one{baselines}. In full precision: "
     return (said + which, Link("pairs.csv"), ".")
 
 

@@ -40,7 +40,7 @@ def show(console: Console, found: Findings, where: str) -> None:
         say(Text(trial.status, style=colour), Text(f" {at}, seed {trial.seed}{reason}"))
     if len(left) > LISTED:
         say(Text(f"and {len(left) - LISTED} more"))
-    console.print(Text(f"report: {where}"), soft_wrap=True)
+    console.print(Text(f"report: {where} and report.html"), soft_wrap=True)
 
 
 def print_table(console: Console, columns: list[Column]) -> None:

@@ -62,7 +62,7 @@ def test_a_value_that_has_no_answer_yet_was_not(folder, status):
     assert "largest" in notes(swept(folder))[0]
 
 
-@pytest.mark.parametrize("values", [["x", "y"], [True, False], [{"name": "m"}, {"name": "n"}]])
+@pytest.mark.parametrize("values", [["x", "y"], [True, False], [{"name": "m"}, {"name": "n"}], [{"name": "m"}, 1, 2]])
 def test_values_without_an_order_have_no_edge(folder, values):
     folder.fill([({"a": a, "x": value}, {0: 1.0 + i}) for a in (1, 2) for i, value in enumerate(values)])
     found = find(load(folder.save({"best_over": ["x"]})))
