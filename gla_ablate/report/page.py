@@ -144,10 +144,10 @@ def how_far_to_trust(found: Findings) -> Words:
             "An interval speaks of one comparison: where nothing differs, about 1 in 20 misses 0 all the same, "
             f"here {count / 20:.1f} of {count}; and the best point was picked for being it, which flatters it. "
         )
-    which = "All pairs: "
+    which = "All pairs, as point − other: "
     if sum(point.mean is not None for point in found.shown) > ALL_PAIRS:
         baselines = " and with its baseline" if found.experiment.settings.baseline else ""
-        which = f"More than {ALL_PAIRS} points: each is compared with the best one{baselines}. In full precision: "
+        which = f"More than {ALL_PAIRS} points: each is compared with the best one{baselines}. As point − other: "
     return (said + which, Link("pairs.csv"), ".")
 
 
