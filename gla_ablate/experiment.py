@@ -38,12 +38,17 @@ LABEL_LENGTH = 80  # characters of a folder's name before the hash
 
 @dataclass
 class ReportSettings:
-    """What the report compares: a logged tag, which end of it is good, and the points that others are held against."""
+    """What the report compares: a logged tag, which end of it is good, the points that others are held against, and
+    the factors that aren't in question, such as a learning rate that is swept for each variant."""
 
     metric: str = "val/loss"
     mode: Literal["min", "max"] = "min"
     pick: Literal["last", "best"] = "last"  # which of a trial's values of the metric
     baseline: dict[str, Any] = field(default_factory=dict)  # dotted key → value; empty: none
+    best_over: str | list[str] = field(default_factory=list)  # factors; each variant is reported at its best of them
+
+    def __post_init__(self) -> None:
+        self.best_over = [self.best_over] if isinstance(self.best_over, str) else self.best_over
 
 
 @dataclass
@@ -120,6 +125,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         match = solved_for(file.match)
         if match:
             check_free(match, {leaf for axis in axes for row in axis for key in row for leaf in leaves(key, row[key])})
+        _check_best_over(file.report, [key for axis in axes for key in axis[0]])
         seeds = _check_seeds(file.seeds)
     with located("command line"):
         if "seeds" in given:
@@ -281,6 +287,20 @@ def _check_conditions(values: dict[str, Any], axes: list[Axis], file: Experiment
                 raise ConfigError(f"{where}.{key}: no such key{nearest(key, known)}")
         if not any(matches(point, condition) for point in grid):
             raise ConfigError(f"{where}: {{{spell(condition)}}} matches no point of the grid")
+
+
+def _check_best_over(report: ReportSettings, factors: list[str]) -> None:
+    """What each variant is at its best over is varied by the grid, and is not what the baseline fixes."""
+    where = "report.best_over"
+    fixed = _dotted(report.baseline)
+    for i, key in enumerate(report.best_over):
+        if key not in factors:
+            varied = ", ".join(factors) or "nothing"
+            raise ConfigError(f"{where}: the grid doesn't vary {key!r}{nearest(key, factors)} (it varies: {varied})")
+        if key in report.best_over[:i]:
+            raise ConfigError(f"{where}: {key} stands twice")
+        if any(other == key or other.startswith(f"{key}.") for other in fixed):
+            raise ConfigError(f"{where}: report.baseline fixes {key}, the best of which is to be found")
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:

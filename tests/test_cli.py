@@ -209,6 +209,9 @@ def test_a_report_follows_the_experiment_as_it_is_now(tmp_path, monkeypatch):
     assert main([str(file), "--report", *out]) == 0
     assert (tmp_path / "runs/t/report/results.csv").read_text().count("val/accuracy") == 2
     assert "python run.py t.yaml\n" in (tmp_path / "runs/t/report/report.md").read_text()
+    write(file, TINY + "grid: {model.heads: [1, 2]}\nreport: {best_over: model.heads}\n")
+    assert main([str(file), "--report", *out]) == 0
+    assert "## Best heads for each variant" in (tmp_path / "runs/t/report/report.md").read_text()
 
 
 PLUGIN = '''

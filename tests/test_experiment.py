@@ -187,8 +187,17 @@ def test_the_record_is_what_a_report_needs(expand, tmp_path):
     content = record(load_experiment(tmp_path / "t.yaml"), found, "python run.py t.yaml")
     assert json.loads(json.dumps(content)) == content
     assert content["factors"] == ["model.gate"]
-    assert content["report"] == {"metric": "val/loss", "mode": "min", "pick": "last", "baseline": {}}
+    settings = {"metric": "val/loss", "mode": "min", "pick": "last", "baseline": {}, "best_over": []}
+    assert content["report"] == settings
     assert content["trials"][1] == {"id": found[1].id, "point": {"model.gate": {"name": "none"}}, "seed": 1}
+
+
+@pytest.mark.parametrize("given", ["optim.lr", "[optim.lr]"])
+def test_the_best_is_taken_over_one_factor_or_several(expand, tmp_path, given):
+    rates = "zip: [{optim.lr: [1e-3, 2e-3], optim.warmup_steps: [5, 10]}]\n"
+    found = expand(f"{rates}report: {{best_over: {given}}}", "optim.lr=1e-3")  # an override fixes the axis, which stays
+    experiment = load_experiment(tmp_path / "t.yaml", ["optim.lr=1e-3"])
+    assert record(experiment, found, "")["report"]["best_over"] == ["optim.lr"]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +234,23 @@ def test_the_record_is_what_a_report_needs(expand, tmp_path):
         ("report: {metric: val/los}", r"report\.metric: no such metric 'val/los', did you mean 'val/loss'\?"),
         ("report: {mode: mni}", r"report\.mode: got 'mni', did you mean 'min'\?"),
         ("report: {picks: last}", r"report\.picks: no such key, did you mean 'pick'\?"),
+        (
+            "grid: {model.heads: [1, 2]}\nreport: {best_over: model.haeds}",
+            r"report\.best_over: the grid doesn't vary 'model\.haeds', did you mean 'model\.heads'\? \(it varies: ",
+        ),
+        (
+            "report: {best_over: [optim.lr]}",
+            r"report\.best_over: the grid doesn't vary .* \(it varies: nothing\)",
+        ),
+        ("report: {best_over: 3}", r"report\.best_over: got 3, takes str \| list\[str\]"),
+        (
+            "grid: {model.heads: [1, 2]}\nreport: {best_over: [model.heads, model.heads]}",
+            r"report\.best_over: model\.heads stands twice",
+        ),
+        (
+            "grid: {model.gate: [{name: none}]}\nreport: {best_over: model.gate, baseline: {model.gate: {name: none}}}",
+            r"report\.best_over: report\.baseline fixes model\.gate",
+        ),
         ("seeds: []", r"seeds: empty list"),
         ("seeds: 3", r"seeds: got 3, takes list\[int\]"),
         ("seeds: [0, 0]", r"seeds: 0 stands twice"),

@@ -1,10 +1,11 @@
-"""From an experiment's folder to its answer: tables, curves and a page of Markdown.
+"""From an experiment's folder to its answer: tables, curves and a page of Markdown and of HTML.
 
 `write_report` reads `experiment.json` and the trials' own files, and writes into `report/`:
 
 - `results.csv`, a row per grid point, and `trials.csv`, a row per trial, both in grid order and full precision;
+- `effects.csv`, what each factor does, and `pairs.csv`, which points differ, both with intervals over seeds;
 - `curves.png`, the curves with a band over seeds, and `metric.png`, the metric of every point with its seeds;
-- `report.md`, which opens with the answer and embeds the rest.
+- `report.md`, which opens with the answer and embeds the rest, and `report.html`, the same in one file.
 
 It may be called at any time and any number of times: trials that haven't finished are listed, not averaged.
 """
@@ -16,9 +17,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gla_ablate.report import plots, render, tables
-from gla_ablate.report.labels import Labels
-from gla_ablate.report.points import points
+from gla_ablate.report import csvs, plots, terminal
+from gla_ablate.report.document import Image
+from gla_ablate.report.findings import PLOTTED, find
+from gla_ablate.report.html import html
+from gla_ablate.report.markdown import markdown
+from gla_ablate.report.page import document
 from gla_ablate.report.trials import load
 
 __all__ = ["write_report"]
@@ -31,25 +35,32 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
     sees half of one; a plot of an earlier report that this one doesn't have is removed.
     """
     experiment = load(experiment_dir)
-    grid = points(experiment)
-    labels = Labels(experiment.factors, [point.values for point in grid])
+    found = find(experiment)
     folder = experiment_dir / "report"
     folder.mkdir(exist_ok=True)
-    captions = {}
+    foremost = f" The best {PLOTTED} of {len(found.shown):,} points." if len(found.shown) > PLOTTED else ""
+    images = []
     for name, image, caption in (
-        ("curves.png", plots.curves(grid, labels, experiment.settings), CURVES),
-        ("metric.png", plots.metric_by_point(grid, labels, experiment.settings), METRIC),
+        ("curves.png", plots.curves(found.shown, found.labels, experiment.settings), CURVES),
+        ("metric.png", plots.metric_by_point(found.foremost, found.labels, experiment.settings), METRIC + foremost),
     ):
         if image is None:
             (folder / name).unlink(missing_ok=True)
         else:
             replace(folder / name, image)
-            captions[name] = caption
-    replace(folder / "results.csv", tables.results_csv(experiment, grid).encode())
-    replace(folder / "trials.csv", tables.trials_csv(experiment).encode())
-    replace(folder / "report.md", render.markdown(experiment, grid, labels, captions).encode())
+            images.append(Image(name, image, caption))
+    blocks = document(found, images)
+    for name, content in (
+        ("results.csv", csvs.results_csv(experiment, found.grid)),
+        ("trials.csv", csvs.trials_csv(experiment)),
+        ("effects.csv", csvs.effects_csv(found)),
+        ("pairs.csv", csvs.pairs_csv(found)),
+        ("report.md", markdown(blocks)),
+        ("report.html", html(experiment.name, blocks)),
+    ):
+        replace(folder / name, content.encode())
     if console is not None:
-        render.show(console, experiment, grid, labels, str(folder / "report.md"))
+        terminal.show(console, found, str(folder / "report.md"))
 
 
 CURVES = (

@@ -1,40 +1,14 @@
-"""What a factor does, and whether two grid points differ: differences over seeds, with how far they can be trusted.
-
-Seeds are paired: trials of one seed share batches and the initial weights that both have, so that what a seed does to
-all of them drops out of their difference. An interval is Student's t over the seeds' differences, which takes them for
-independent draws of a normal distribution; it speaks of one comparison, and of twenty one is expected to err.
-"""
+"""What a factor does with all else the same: its main effect, from differences over seeds (`intervals`)."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
+from gla_ablate.report.intervals import Interval
 from gla_ablate.report.labels import Labels, flatten, identity
-from gla_ablate.report.points import Point, mean_or_none
+from gla_ablate.report.points import Point, common_seeds, difference, mean_or_none
 from gla_ablate.report.trials import Settings
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean difference over n seeds and its 95 % confidence interval, which takes two seeds."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-
-    @property
-    def tie(self) -> bool | None:
-        """Whether the interval contains 0: the seeds don't tell the two apart. None without an interval."""
-        return None if self.low is None or self.high is None else self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
@@ -55,23 +29,6 @@ class Effect:
     factors: tuple[str, ...]
     levels: list[Level]  # in grid order
     reference: int  # which of them the others are held against: the baseline's value, else the first
-
-
-def interval(differences: Iterable[float]) -> Interval | None:
-    """Of one difference a seed; None without any."""
-    values = list(differences)
-    if not values:
-        return None
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return Interval(mean, None, None, n)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
-
-
-def paired(first: Point, second: Point) -> Interval | None:
-    """Of the metric, second − first, over the seeds that both have; None if they share none."""
-    return difference([(first, second)])
 
 
 def main_effects(grid: list[Point], labels: Labels, settings: Settings) -> list[Effect]:
@@ -104,7 +61,7 @@ def main_effect(group: tuple[str, ...], grid: list[Point], labels: Labels, setti
     levels = []
     for i, (level, points) in enumerate(by_level.items()):
         where = shared or known[i]
-        common = [place for place in points if place in against and by_seeds(points[place], against[place])]
+        common = [place for place in points if place in against and common_seeds(points[place], against[place])]
         levels.append(
             Level(
                 values=values[level],
@@ -123,17 +80,3 @@ def reference_of(levels: list[dict[str, Any]], settings: Settings) -> int:
     own = {key for level in flat for key in level} & wanted.keys()
     found = [i for i, level in enumerate(flat) if own and all(level.get(key) == wanted[key] for key in own)]
     return found[0] if len(found) == 1 else 0
-
-
-def by_seeds(first: Point, second: Point) -> set[int]:
-    """The seeds that both points have."""
-    return first.by_seed.keys() & second.by_seed.keys()
-
-
-def difference(pairs: list[tuple[Point, Point]]) -> Interval | None:
-    """second − first of all pairs: averaged over the pairs of one seed, then over seeds."""
-    seeds: dict[int, list[float]] = {}
-    for first, second in pairs:
-        for seed in sorted(by_seeds(first, second)):
-            seeds.setdefault(seed, []).append(second.by_seed[seed] - first.by_seed[seed])
-    return interval(statistics.fmean(found) for found in seeds.values())

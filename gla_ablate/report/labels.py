@@ -148,5 +148,11 @@ def exponent(number: float) -> int:
 
 def signed(number: float, places: int) -> str:
     """With its sign and a true minus; a rounded zero has none."""
+    text = fixed(number, places)
+    return text if text.startswith("−") or float(text) == 0 else f"+{text}"
+
+
+def fixed(number: float, places: int) -> str:
+    """With a true minus, which a rounded zero doesn't have."""
     text = f"{abs(number):.{places}f}"
-    return text if float(text) == 0 else ("−" if number < 0 else "+") + text
+    return f"−{text}" if number < 0 and float(text) != 0 else text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gla_ablate.report.intervals import Interval, interval
 from gla_ablate.report.labels import flatten, identity
 from gla_ablate.report.trials import Experiment, Settings, Trial
 
@@ -22,7 +24,7 @@ class Point:
     std: float | None  # sample standard deviation over seeds; None for one seed
     n: int  # trials in the mean
     baseline: dict[str, Any] | None  # the values of its baseline, itself if it is one
-    delta: float | None  # mean − baseline's mean
+    against: Interval | None  # the metric less the baseline's, seed by seed; None without a seed that both have
     params: int | None
     state_size: int | None  # numbers in the recurrent state of all layers, one sequence
     flops_per_token: float | None
@@ -30,10 +32,15 @@ class Point:
     peak_mem_mb: float | None  # largest over seeds
     backend: str | None  # of the op; several, comma-separated, if seeds differ
 
-    @property
+    @functools.cached_property
     def by_seed(self) -> dict[int, float]:
         """Seed → metric of each trial that counts."""
         return {t.seed: t.value for t in self.trials if t.counts and t.value is not None}
+
+    @property
+    def delta(self) -> float | None:
+        """The mean difference to the baseline."""
+        return None if self.against is None else self.against.mean
 
     @property
     def is_baseline(self) -> bool:
@@ -46,21 +53,17 @@ class Point:
 
 
 def points(experiment: Experiment) -> list[Point]:
-    """The grid's points in grid order."""
+    """The grid's points in grid order, each held against its baseline."""
     groups: dict[str, list[Trial]] = {}
     for trial in experiment.trials:
         groups.setdefault(identity(trial.point), []).append(trial)
-    grid = [trials[0].point for trials in groups.values()]
-    means = {key: mean_or_none([t.value for t in trials if t.counts]) for key, trials in groups.items()}
-    return [point(trials, baseline_of(trials[0].point, grid, experiment.settings), means) for trials in groups.values()]
+    return with_baselines([point(trials) for trials in groups.values()], experiment.settings)
 
 
-def point(trials: list[Trial], baseline: dict[str, Any] | None, means: dict[str, float | None]) -> Point:
-    """The point of `trials`, which share it; `means` holds every point's mean by `identity`."""
+def point(trials: list[Trial]) -> Point:
+    """The point of `trials`, which share it; without a baseline."""
     counted = [trial for trial in trials if trial.counts]
     values = [t.value for t in counted if t.value is not None]
-    mean = means[identity(trials[0].point)]
-    reference = None if baseline is None else means[identity(baseline)]
 
     def each(key: str) -> list[Any]:
         return [t.result[key] for t in counted if t.result.get(key) is not None]
@@ -68,11 +71,11 @@ def point(trials: list[Trial], baseline: dict[str, Any] | None, means: dict[str,
     return Point(
         values=trials[0].point,
         trials=trials,
-        mean=mean,
+        mean=mean_or_none(values),
         std=statistics.stdev(values) if len(values) > 1 else None,
         n=len(values),
-        baseline=baseline,
-        delta=None if mean is None or reference is None else mean - reference,
+        baseline=None,
+        against=None,
         params=max(each("params"), default=None),
         state_size=max(each("state_size"), default=None),
         flops_per_token=max(each("flops_per_token"), default=None),
@@ -87,28 +90,56 @@ def mean_or_none(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def baseline_of(values: dict[str, Any], grid: list[dict[str, Any]], settings: Settings) -> dict[str, Any] | None:
-    """The point of `grid` that has the baseline's values and otherwise equals `values`; None if not exactly one does.
+def with_baselines(grid: list[Point], settings: Settings, ignored: Iterable[str] = ()) -> list[Point]:
+    """The points of `grid`, each with the one point that has the baseline's values and otherwise equals it, but for
+    the factors in `ignored`; without a baseline where not exactly one does.
 
     A baseline that sets a `name` (`model.gate.name: none`) frees that mapping's other entries too, for they are
     options of the name and travel with it.
     """
     wanted = flatten(settings.baseline)
     families = tuple(key.removesuffix("name") for key in wanted if key.endswith(".name"))
+    if not wanted:
+        return grid
 
-    def rest(point: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in flatten(point).items() if k not in wanted and not k.startswith(families)}
+    def rest(point: Point) -> str:
+        flat = flatten({factor: value for factor, value in point.values.items() if factor not in ignored})
+        return identity({k: v for k, v in flat.items() if k not in wanted and not k.startswith(families)})
 
-    def is_one(point: dict[str, Any]) -> bool:
-        flat = flatten(point)
+    def is_one(point: Point) -> bool:
+        flat = flatten(point.values)
         return all(key in flat and flat[key] == value for key, value in wanted.items())
 
-    if not wanted:
-        return None
-    if is_one(values):
-        return values
-    candidates = [point for point in grid if is_one(point) and rest(point) == rest(values)]
-    return candidates[0] if len(candidates) == 1 else None
+    baselines: dict[str, list[Point]] = {}
+    for point in grid:
+        if is_one(point):
+            baselines.setdefault(rest(point), []).append(point)
+
+    def held(point: Point) -> Point:
+        found = [point] if is_one(point) else baselines.get(rest(point), [])
+        if len(found) != 1:
+            return replace(point, baseline=None, against=None)
+        return replace(point, baseline=found[0].values, against=paired(found[0], point))
+
+    return [held(point) for point in grid]
+
+
+def paired(first: Point, second: Point) -> Interval | None:
+    """Of the metric, second − first, over the seeds that both have; None if they share none."""
+    return difference([(first, second)])
+
+
+def difference(pairs: list[tuple[Point, Point]]) -> Interval | None:
+    """Second − first of all pairs: averaged over the pairs of one seed, then over seeds."""
+    seeds: dict[int, list[float]] = {}
+    for first, second in pairs:
+        for seed in common_seeds(first, second):
+            seeds.setdefault(seed, []).append(second.by_seed[seed] - first.by_seed[seed])
+    return interval(statistics.fmean(seeds[seed]) for seed in sorted(seeds))
+
+
+def common_seeds(first: Point, second: Point) -> set[int]:
+    return first.by_seed.keys() & second.by_seed.keys()
 
 
 def ranked(grid: list[Point], settings: Settings) -> list[Point]:

@@ -1,92 +1,36 @@
-"""The report as rows: `results.csv`, `trials.csv`, and the table that Markdown and the terminal share."""
+"""The report's tables as columns of text, which Markdown, HTML and (the first) the terminal share."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import pandas as pd
-
-from gla_ablate.report.labels import Labels, decimals, si, signed, value_text
-from gla_ablate.report.points import Point, ranked
-from gla_ablate.report.trials import Experiment, Trial
+from gla_ablate.report.best import choice, choices
+from gla_ablate.report.document import Column
+from gla_ablate.report.effects import Effect
+from gla_ablate.report.findings import Findings
+from gla_ablate.report.intervals import Interval, verdict
+from gla_ablate.report.labels import Labels, fixed, identity, si, signed, value_text
+from gla_ablate.report.points import Point, paired
+from gla_ablate.report.trials import Experiment, Settings, Trial
 from gla_ablate.status import FAILED
 
 STATES = (*FAILED, "finished", "interrupted", "running", "queued", "not started")  # the most telling first
+SIDE_BY_SIDE = 12  # values of the factors of best_over that stand as columns
 
 
-class Column(NamedTuple):
-    """A column of text. A terminal that is too narrow drops columns with `spare` > 0, lowest first."""
-
-    header: str
-    cells: list[str]
-    right: bool = False
-    spare: int = 0
-
-
-def results_csv(experiment: Experiment, grid: list[Point]) -> str:
-    """A row per grid point in grid order; numbers in full precision, empty where unknown."""
-    rows = [
-        {factor: plain(p.values.get(factor)) for factor in experiment.factors}
-        | {
-            "metric": experiment.settings.metric,
-            "mean": p.mean,
-            "std": p.std,
-            "n": p.n,
-            "delta": p.delta,
-            "params": p.params,
-            "state_size": p.state_size,
-            "flops_per_token": p.flops_per_token,
-            "tokens_per_s": p.tokens_per_s,
-            "peak_mem_mb": p.peak_mem_mb,
-            "backend": p.backend,
-        }
-        for p in grid
-    ]
-    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
-
-
-def trials_csv(experiment: Experiment) -> str:
-    """A row per trial in grid order, whether it counts or not."""
-    rows = [
-        {"id": trial.id}
-        | {factor: plain(trial.point.get(factor)) for factor in experiment.factors}
-        | {
-            "seed": trial.seed,
-            "status": trial.status,
-            "reason": trial.reason or None,
-            "metric": experiment.settings.metric,
-            "value": trial.value,
-            "step": trial.step,
-        }
-        | {key: trial.result.get(key) for key in ("steps", "tokens", "seconds", "params", "state_size")}
-        | {key: trial.result.get(key) for key in ("flops_per_token", "tokens_per_s", "peak_mem_mb")}
-        | {key: trial.stamp.get(key) for key in ("backend", "device")}
-        | {f"git_{key}": (trial.stamp.get("git") or {}).get(key) for key in ("sha", "dirty")}
-        | {f"data_{key}": (trial.stamp.get("data") or {}).get(key) for key in ("name", "sha256")}
-        for trial in experiment.trials
-    ]
-    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
-
-
-def plain(value: Any) -> Any:
-    """A factor's value for a CSV cell: numbers and text as they are, the rest as `value_text` writes it."""
-    return value if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value_text(value)
-
-
-def results(experiment: Experiment, grid: list[Point], labels: Labels) -> list[Column]:
-    """A row per grid point, best first, without columns that say nothing here."""
-    settings = experiment.settings
-    rows = ranked(grid, settings)
-    places = decimals([p.mean for p in grid], [p.std for p in grid])
-    width = max((len(f"{p.mean:.{places}f}") for p in grid if p.mean is not None), default=0)
-    arrow = "↓" if settings.mode == "min" else "↑"
-    backends = {p.backend for p in grid if p.backend}
+def results(found: Findings) -> list[Column]:
+    """A row per point, best first, without columns that say nothing here."""
+    settings, labels, places, rows = found.experiment.settings, found.labels, found.places, found.ranked
+    backends = {p.backend for p in found.shown if p.backend}
     memory = ["" if p.peak_mem_mb is None else f"{p.peak_mem_mb:,.0f}" for p in rows]
     columns = [
         *(factor_column(factor, rows, labels) for factor in labels.varying),
-        Column(f"{settings.metric} {arrow}", [mean_text(p, places, width) for p in rows]),
+        *(choice_column(factor, rows, found.all_labels) for factor in (settings.best_over if found.variants else [])),
+        Column(metric_header(settings), mean_texts(rows, places)),
         Column("Δ", [delta_text(p, places) for p in rows], right=True),
-        Column("n", [str(p.n) if p.n == len(p.trials) else f"{p.n}/{len(p.trials)}" for p in rows], right=True),
+        Column("95 %", ["" if p.is_baseline else ends(p.against, places) for p in rows], spare=6),
+        Column("n", [count_text(p) for p in rows], right=True),
         Column("params", [si(p.params, 4) for p in rows], right=True, spare=5),
         Column("state", ["" if p.state_size is None else f"{p.state_size:,}" for p in rows], right=True, spare=3),
         Column("FLOPs/token", [si(p.flops_per_token) for p in rows], right=True, spare=1),
@@ -97,9 +41,110 @@ def results(experiment: Experiment, grid: list[Point], labels: Labels) -> list[C
     return [column for column in columns if any(column.cells)]
 
 
+def best_of(found: Findings) -> list[Column]:
+    """A row per variant: its best value, which end of those tried that is, and the mean at every value."""
+    settings, labels = found.experiment.settings, found.labels
+    rows = [variant.best for variant in found.variants]
+    columns = [*(factor_column(factor, rows, labels) for factor in labels.varying)]
+    for factor in settings.best_over:
+        columns.append(choice_column(factor, rows, found.all_labels))
+        columns.append(Column("edge", [f"{end} tried" if (end := v.edge(factor)) else "" for v in found.variants]))
+    tried = choices(found.grid, settings)
+    if len(tried) <= SIDE_BY_SIDE:
+        for chosen in tried:
+            at = [next((p for p in v.tried if choice(p, settings) == chosen), None) for v in found.variants]
+            header = choice_text(chosen, found.all_labels)
+            cells = ["" if p is None else mean_text(p, found.places, 0) for p in at]
+            columns.append(Column(header, cells))
+    return [column for column in columns if any(column.cells)]
+
+
+def effect_of(effect: Effect, found: Findings) -> list[Column]:
+    """A row per value of the factor, in grid order."""
+    settings, labels, places = found.experiment.settings, found.labels, found.places
+    levels = effect.levels
+    others = [level.effect for i, level in enumerate(levels) if i != effect.reference]
+    judged = [verdict(level.effect, settings.mode) for level in levels]
+    judged[effect.reference] = "reference"
+    columns = [
+        *(Column(labels.headers[f], [labels.cell(f, level.values) for level in levels]) for f in effect.factors),
+        Column(settings.metric, ["" if v.mean is None else fixed(v.mean, places) for v in levels], right=True),
+        Column("effect", ["" if v.effect is None else signed(v.effect.mean, places) for v in levels], right=True),
+        Column("95 %", [ends(level.effect, places) for level in levels]),
+        Column("verdict", judged),
+        Column("seeds", ["" if level.effect is None else str(level.effect.n) for level in levels], right=True),
+        Column("settings", ["" if level.effect is None else str(level.settings) for level in levels], right=True),
+    ]
+    return [column for column in columns if any(column.cells)] if any(others) else columns[: len(effect.factors) + 1]
+
+
+def against(rows: list[tuple[Point, Point]], found: Findings, name: str) -> list[Column]:
+    """A row per pair of a point and what it is held against, which `name` heads where it differs from row to row."""
+    labels, places, mode = found.labels, found.places, found.experiment.settings.mode
+    differences = [paired(other, point) for point, other in rows]
+    columns = [
+        Column("point", [labels.point(point.values) for point, _ in rows]),
+        Column(name, [labels.point(other.values) for _, other in rows] if name else []),
+        Column("difference", ["" if d is None else signed(d.mean, places) for d in differences], right=True),
+        Column("95 %", [ends(difference, places) for difference in differences]),
+        Column("verdict", [verdict(difference, mode) for difference in differences]),
+        Column("seeds", ["" if d is None else str(d.n) for d in differences], right=True),
+    ]
+    return [column for column in columns if any(column.cells)]
+
+
+def matrix(found: Findings) -> list[Column]:
+    """Every pair of a small grid: row − column, the points numbered from the best."""
+    rows = [point for point in found.ranked if point.mean is not None]
+    by_pair = {(identity(pair.first.values), identity(pair.second.values)): pair for pair in found.pairs}
+    keys = [identity(point.values) for point in rows]
+    names = [f"{i} {found.labels.point(point.values)}" for i, point in enumerate(rows, start=1)]
+    columns = [Column("row − column", names[:-1])]
+    for j in range(1, len(rows)):
+        cells = []
+        for i in range(len(rows) - 1):
+            pair = by_pair.get((keys[i], keys[j]))
+            size = "" if pair is None or pair.difference is None else signed(pair.difference.mean, found.places)
+            cells.append(f"tie {size}" if pair and pair.verdict == "tie" else size)
+        columns.append(Column(f"{j + 1}", cells, right=True))
+    return columns
+
+
+def unfinished(found: Findings) -> list[Column]:
+    """The trials that don't count."""
+    left = leftovers(found.experiment)
+    return [
+        Column("trial", [found.all_labels.point(trial.point) for trial in left]),
+        Column("seed", [str(trial.seed) for trial in left], right=True),
+        Column("status", [trial.status for trial in left]),
+        Column("reason", [trial.reason for trial in left]),
+        Column("folder", [trial.id for trial in left]),
+    ]
+
+
+def metric_header(settings: Settings) -> str:
+    return f"{settings.metric} {'↓' if settings.mode == 'min' else '↑'}"
+
+
 def factor_column(factor: str, rows: list[Point], labels: Labels) -> Column:
     numbers = all(type(p.values.get(factor)) in (int, float) for p in rows)
     return Column(labels.headers[factor], [labels.cell(factor, p.values) for p in rows], right=numbers)
+
+
+def choice_column(factor: str, rows: list[Point], labels: Labels) -> Column:
+    header, cells, right, _ = factor_column(factor, rows, labels)
+    known = ["" if point.mean is None else cell for point, cell in zip(rows, cells, strict=True)]
+    return Column(f"best {header}", known, right)
+
+
+def choice_text(chosen: Mapping[str, Any], labels: Labels) -> str:
+    """`lr=0.001`."""
+    return " ".join(f"{labels.headers[factor]}={value_text(value)}" for factor, value in chosen.items())
+
+
+def mean_texts(rows: list[Point], places: int) -> list[str]:
+    width = max((len(f"{p.mean:.{places}f}") for p in rows if p.mean is not None), default=0)
+    return [mean_text(p, places, width) for p in rows]
 
 
 def mean_text(point: Point, places: int, width: int) -> str:
@@ -111,9 +156,21 @@ def mean_text(point: Point, places: int, width: int) -> str:
 
 
 def delta_text(point: Point, places: int) -> str:
-    if point.delta is None:
+    if point.against is None:
         return ""
-    return "baseline" if point.is_baseline else signed(point.delta, places)
+    tie = "tie " if point.against.tie else ""
+    return "baseline" if point.is_baseline else f"{tie}{signed(point.against.mean, places)}"
+
+
+def ends(difference: Interval | None, places: int) -> str:
+    """An interval from end to end; empty where there is none."""
+    if difference is None or difference.low is None or difference.high is None:
+        return ""
+    return f"{fixed(difference.low, places)} … {fixed(difference.high, places)}"
+
+
+def count_text(point: Point) -> str:
+    return str(point.n) if point.n == len(point.trials) else f"{point.n}/{len(point.trials)}"
 
 
 def leftovers(experiment: Experiment) -> list[Trial]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Settings:
     mode: str = "min"  # min | max: which end of the metric is good
     pick: str = "last"  # last | best: which of a trial's logged values stands for it
     baseline: dict[str, Any] = field(default_factory=dict)  # dotted key → value; empty: no differences are shown
+    best_over: list[str] = field(default_factory=list)  # factors; each variant is shown at its best value of them
 
     @property
     def panels(self) -> list[str]:
@@ -81,8 +82,7 @@ def load(folder: Path) -> Experiment:
             f"{folder}: no experiment.json here, so there is nothing to report (run the experiment first)"
         )
     report = record.get("report") or {}
-    given = {key: report[key] for key in ("metric", "mode", "pick", "baseline") if report.get(key) is not None}
-    settings = Settings(**given)
+    settings = Settings(**{f.name: report[f.name] for f in fields(Settings) if report.get(f.name) is not None})
     trials = [load_trial(folder / t["id"], t["id"], t["point"], t["seed"], settings) for t in record["trials"]]
     return Experiment(record["name"], record["factors"], settings, trials, record.get("command"))
 

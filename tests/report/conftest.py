@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,13 @@ class Folder:
             (trial / "result.json").write_text(json.dumps(RESULT | (result or {})))
         (trial / "status.json").write_text(json.dumps(progress))
         return trial
+
+    def fill(self, rows: Iterable[tuple[dict[str, Any], dict[int, float | None]]], **files: Any) -> None:
+        """Trials of points with their validation loss by seed, None for one that failed."""
+        for point, values in rows:
+            for seed, value in values.items():
+                curves = None if value is None else {"val/loss": [value]}
+                self.add(point, seed, curves, status="failed" if value is None else "finished", **files)
 
     def save(self, report: dict[str, Any] | None = None, **record: Any) -> Path:
         self.path.mkdir(parents=True, exist_ok=True)

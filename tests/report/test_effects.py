@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from gla_ablate.report.effects import Effect, Interval, interval, main_effects, paired, together
+from gla_ablate.report.effects import Effect, main_effects, together
 from gla_ablate.report.labels import Labels
 from gla_ablate.report.points import Point, points
 from gla_ablate.report.trials import load
@@ -16,47 +14,11 @@ GATE, HEADS = "model.gate.name", "model.heads"
 
 def grid_of(folder, rows, report=None) -> tuple[list[Point], Labels, list[Effect]]:
     """`rows`: a point and its metric by seed."""
-    for point, values in rows:
-        for seed, value in values.items():
-            status = "failed" if value is None else "finished"
-            folder.add(point, seed, {"val/loss": [value]} if value is not None else None, status=status)
+    folder.fill(rows)
     experiment = load(folder.save(report))
     grid = points(experiment)
     labels = Labels(experiment.factors, [point.values for point in grid])
     return grid, labels, main_effects(grid, labels, experiment.settings)
-
-
-def test_the_interval_is_students():
-    # a textbook's: mean 2, s = 1, n = 3, t(0.975, 2) = 4.3027
-    found = interval([1.0, 2.0, 3.0])
-    assert found is not None and found.low is not None and found.high is not None
-    assert (found.mean, found.n) == (2.0, 3)
-    assert found.high - 2 == pytest.approx(4.302652729 / math.sqrt(3)) == 2 - found.low
-    assert found.tie is True
-    assert interval([2.0, 2.1, 1.9]).tie is False  # type: ignore[union-attr]
-
-
-def test_one_seed_gives_no_interval_and_none_no_difference():
-    assert interval([0.5]) == Interval(0.5, None, None, 1) and interval([0.5]).tie is None  # type: ignore[union-attr]
-    assert interval([]) is None
-
-
-def test_seeds_that_say_the_same_are_a_tie_at_zero_alone():
-    assert interval([0.0, 0.0]).tie is True and interval([0.1, 0.1]).tie is False  # type: ignore[union-attr]
-
-
-def test_points_are_compared_seed_by_seed(folder):
-    rows = [({GATE: "a"}, {0: 1.0, 1: 3.0, 2: 5.0}), ({GATE: "b"}, {1: 3.2, 2: 5.1, 3: 0.0})]
-    (a, b), *_ = grid_of(folder, rows)
-    found = paired(a, b)
-    assert found is not None and found.n == 2 and found.mean == pytest.approx(0.15)
-    back = paired(b, a)
-    assert back is not None and back.mean == pytest.approx(-0.15) and back.low == pytest.approx(-found.high)  # type: ignore[operator]
-
-
-def test_points_without_a_common_seed_have_no_difference(folder):
-    (a, b), *_ = grid_of(folder, [({GATE: "a"}, {0: 1.0}), ({GATE: "b"}, {1: 3.2, 0: None})])
-    assert paired(a, b) is None
 
 
 def test_a_main_effect_holds_all_else_the_same(folder):

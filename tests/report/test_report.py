@@ -26,7 +26,10 @@ COLUMNS = [
     "tokens_per_s",
     "peak_mem_mb",
     "backend",
+    "delta_low",
+    "delta_high",
 ]
+FILES = ["effects.csv", "pairs.csv", "report.html", "report.md", "results.csv", "trials.csv"]
 
 
 def small_grid(folder):
@@ -57,7 +60,9 @@ def test_results_csv_has_the_contracts_columns_in_grid_order_and_full_precision(
     assert table["mean"].tolist() == [2.5, 2.25, 2.0]
     assert table["delta"].tolist() == [0.5, 0.25, 0.0]
     assert table["std"].tolist() == [pytest.approx(math.sqrt(2) / 16, abs=1e-15)] * 3
-    assert table.iloc[0].tolist()[6:] == [1_234_567, 16_384, 7.4e6, 41_200.0, 812.25, "torch"]
+    assert table.iloc[0].tolist()[6:12] == [1_234_567, 16_384, 7.4e6, 41_200.0, 812.25, "torch"]
+    # both seeds differ by the same, so that the interval is a point; the baseline needs none
+    assert table["delta_low"].tolist() == table["delta_high"].tolist() == ["0.5", "0.25", ""]
 
 
 def test_unknown_numbers_are_empty_cells_and_counts_stay_whole_numbers(folder):
@@ -66,8 +71,8 @@ def test_unknown_numbers_are_empty_cells_and_counts_stay_whole_numbers(folder):
     path = folder.save()
     write_report(path)
     assert (path / "report/results.csv").read_text().splitlines()[1:] == [
-        "2,val/loss,2.5,,1,,1234567,16384,7400000.0,41200.0,812.25,torch",
-        "4,val/loss,,,0,,,,,,,",
+        "2,val/loss,2.5,,1,,1234567,16384,7400000.0,41200.0,812.25,torch,,",
+        "4,val/loss,,,0,,,,,,,,,",
     ]
 
 
@@ -94,14 +99,14 @@ def test_report_md_opens_with_question_and_answer_and_holds_table_curves_and_com
         "# gating",
         "**Which gate gives the lowest `val/loss`?**",
         "Best: none, 2.000 ± 0.088 over 2 seeds. "
-        "Next: fixed_decay, 0.250 behind (more than the std over seeds; 2 of 2 seeds agree).",
+        "Next: fixed_decay, 0.250 behind (95 % interval 0.250 … 0.250 over 2 seeds).",
     ]
-    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines if line.startswith("|")]
-    assert rows[0] == ["gate", "val/loss ↓", "Δ", "n"]
-    assert rows[2:] == [
-        ["none", "2.000 ± 0.088", "baseline", "2"],
-        ["fixed_decay", "2.250 ± 0.088", "+0.250", "2"],
-        ["data_dependent", "2.500 ± 0.088", "+0.500", "2"],
+    rows = [[cell.strip() for cell in line.split("|")[1:6]] for line in lines if line.startswith("|")]
+    assert rows[0] == ["gate", "val/loss ↓", "Δ", "95 %", "n"]
+    assert rows[2:5] == [
+        ["none", "2.000 ± 0.088", "baseline", "", "2"],
+        ["fixed_decay", "2.250 ± 0.088", "+0.250", "0.250 … 0.250", "2"],
+        ["data_dependent", "2.500 ± 0.088", "+0.500", "0.500 … 0.500", "2"],
     ]
     assert "the same everywhere: data_dependent rank=16" in text
     assert "](curves.png)" in text and "](metric.png)" in text
@@ -120,22 +125,24 @@ def test_the_console_shows_the_same_table_best_first(folder):
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_a_narrow_terminal_loses_spare_columns_but_never_part_of_a_cell(folder, width):
     out = printed(small_grid(folder), width, terminal=True)
-    assert "…" not in out
+    assert "…" not in out.replace("0.250 … 0.250", "").replace("0.500 … 0.500", "").split("Best:")[0]
     assert all(cell in out for cell in ("data_dependent", "2.500 ± 0.088", "+0.500"))
     assert ("FLOPs/token" in out) == (width == 200)
 
 
 def test_off_a_terminal_no_column_is_lost_and_no_sentence_broken(folder):
     out = printed(small_grid(folder), width=40)
-    assert "FLOPs/token" in out and "0.250 behind (more than the std over seeds; 2 of 2 seeds agree)." in out
+    assert "FLOPs/token" in out and "0.250 behind (95 % interval 0.250 … 0.250 over 2 seeds)." in out
 
 
 @pytest.mark.parametrize(
     ("mode", "second", "said"),
     [
-        ("min", (2.05, 2.25), "0.050 behind (no more than the std over seeds; 2 of 2 seeds agree)"),
-        ("min", (1.95, 2.45), "0.100 behind (no more than the std over seeds; 1 of 2 seeds agree)"),
-        ("max", (1.5, 1.7), "0.500 behind (more than the std over seeds; 2 of 2 seeds agree)"),
+        # t(0.975, 1) = 12.706; seeds that differ by 0.1 have std 0.1 / √2 and a half-width of 0.635
+        ("min", (2.05, 2.25), "0.050 behind (95 % interval 0.050 … 0.050 over 2 seeds)"),
+        ("min", (2.05, 2.35), "0.100 behind (a tie: −0.535 … 0.735 over 2 seeds)"),
+        ("max", (1.5, 1.7), "0.500 behind (95 % interval 0.500 … 0.500 over 2 seeds)"),
+        ("max", (1.45, 1.75), "0.500 behind (a tie: −0.135 … 1.135 over 2 seeds)"),
     ],
 )
 def test_the_answer_says_whether_the_seeds_tell_the_first_two_apart(folder, mode, second, said):
@@ -149,7 +156,7 @@ def test_one_seed_gives_no_std_and_no_band(folder):
     for a, value in ((1, 2.0), (2, 3.0)):
         folder.add({"a": a}, 7, {"val/loss": [4.0, value]})
     out = printed(folder.save())
-    assert "±" not in out and "Best: a=1, 2.000 over 1 seed. Next: a=2, 1.000 behind (one seed each)." in out
+    assert "±" not in out and "Best: a=1, 2.000 over 1 seed. Next: a=2, 1.000 behind (one seed: no interval)." in out
 
 
 def test_an_experiment_without_factors_is_reported_too(folder):
@@ -159,6 +166,8 @@ def test_an_experiment_without_factors_is_reported_too(folder):
     out = printed(path)
     assert "2.500 ± 0.707 over 2 seeds" in out
     assert pd.read_csv(path / "report/results.csv").columns.tolist() == COLUMNS
+    assert "What each factor does" not in (path / "report/report.md").read_text()
+    assert [(path / "report" / name).read_text().count("\n") for name in ("effects.csv", "pairs.csv")] == [1, 1]
 
 
 def test_all_failed_gives_no_answer_and_every_reason(folder):
@@ -169,7 +178,7 @@ def test_all_failed_gives_no_answer_and_every_reason(folder):
     assert "No answer yet: 0 of 2 trials finished, 2 failed." in out
     text = (path / "report/report.md").read_text()
     assert "loss is nan at step 07" in text and "loss is nan at step 17" in text
-    assert files(path) == ["curves.png", "report.md", "results.csv", "trials.csv"]  # what there is of the curves
+    assert files(path) == ["curves.png", *FILES]  # what there is of the curves
 
 
 @pytest.mark.parametrize("status", ["queued", None])
@@ -178,7 +187,7 @@ def test_nothing_started_is_a_report_without_plots(folder, status):
         folder.add({"a": a}, status=status)
     path = folder.save()
     assert "No answer yet" in printed(path)
-    assert files(path) == ["report.md", "results.csv", "trials.csv"]
+    assert files(path) == FILES
 
 
 def test_trials_that_do_not_count_are_listed_failed_ones_first(folder):
@@ -250,7 +259,7 @@ def test_a_new_report_replaces_an_old_one_and_the_same_folder_gives_the_same_byt
         (trial / "metrics.csv").unlink()
         (trial / "status.json").write_text(json.dumps({"status": "queued"}))
     write_report(path)
-    assert files(path) == ["report.md", "results.csv", "trials.csv"]  # old plots don't outlive their trials
+    assert files(path) == FILES  # old plots don't outlive their trials
     assert "No answer yet" in (path / "report/report.md").read_text()
 
 
