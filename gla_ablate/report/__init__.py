@@ -36,10 +36,8 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
     folder = experiment_dir / "report"
     folder.mkdir(exist_ok=True)
     captions = {}
-    for name, image, caption in (
-        ("curves.png", plots.curves(grid, labels, experiment.settings), CURVES),
-        ("metric.png", plots.metric_by_point(grid, labels, experiment.settings), METRIC),
-    ):
+    for name, plot, caption in PLOTS:
+        image = plot(grid, labels, experiment.settings)
         if image is None:
             (folder / name).unlink(missing_ok=True)
         else:
@@ -52,11 +50,32 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
         render.show(console, experiment, grid, labels, str(folder / "report.md"))
 
 
-CURVES = (
-    "Mean over seeds; the band reaches from the lowest seed to the highest. Dashed: not finished. "
-    "The first fifth of training may leave a panel."
+PLOTS = (
+    (
+        "curves.png",
+        plots.curves,
+        "Mean over seeds; the band reaches from the lowest seed to the highest. Dashed: not finished. "
+        "The first fifth of training may leave a panel.",
+    ),
+    ("metric.png", plots.metric_by_point, "Each tick is a seed, the disc their mean, the bar ± one sample std."),
+    (
+        "effects.png",
+        plots.factor_effects,
+        "What each level changes against its factor's reference, all else the same, and the 95 % interval over "
+        "seeds, an arrow where it goes on. Hollow: a tie, the interval contains 0.",
+    ),
+    (
+        "heatmap.png",
+        plots.heat_map,
+        "The two factors that do most. Hatched: no value. A cell much worse than the rest is as pale as the palest.",
+    ),
+    (
+        "cost.png",
+        plots.cost,
+        "The metric against what a point costs, bars ± one sample std; along the thin line stand those that no other "
+        "beats in both. A triangle: much worse than the panel shows.",
+    ),
 )
-METRIC = "Each tick is a seed, the disc their mean, the bar ± one sample std."
 
 
 def replace(path: Path, content: bytes) -> None:
