@@ -3,7 +3,9 @@
 `write_report` reads `experiment.json` and the trials' own files, and writes into `report/`:
 
 - `results.csv`, a row per grid point, and `trials.csv`, a row per trial, both in grid order and full precision;
-- `curves.png`, the curves with a band over seeds, and `metric.png`, the metric of every point with its seeds;
+- figures: `curves.png`, the curves with a band over seeds; `metric.png`, the metric of every point with its seeds;
+  `effects.png`, what each factor does; `heatmap.png`, two factors at once; `cost.png`, the metric against its cost;
+- `tensorboard/`, the same for TensorBoard (`board`);
 - `report.md`, which opens with the answer and embeds the rest.
 
 It may be called at any time and any number of times: trials that haven't finished are listed, not averaged.
@@ -11,12 +13,12 @@ It may be called at any time and any number of times: trials that haven't finish
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich.console import Console
 
-from gla_ablate.report import plots, render, tables
+from gla_ablate.report import board, plots, render, tables
+from gla_ablate.report.files import replace
 from gla_ablate.report.labels import Labels
 from gla_ablate.report.points import points
 from gla_ablate.report.trials import load
@@ -35,7 +37,7 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
     labels = Labels(experiment.factors, [point.values for point in grid])
     folder = experiment_dir / "report"
     folder.mkdir(exist_ok=True)
-    captions = {}
+    captions, figures = {}, []
     for name, plot, caption in PLOTS:
         image = plot(grid, labels, experiment.settings)
         if image is None:
@@ -43,9 +45,12 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
         else:
             replace(folder / name, image)
             captions[name] = caption
+            figures.append(board.Figure(name, image, caption))
     replace(folder / "results.csv", tables.results_csv(experiment, grid).encode())
     replace(folder / "trials.csv", tables.trials_csv(experiment).encode())
     replace(folder / "report.md", render.markdown(experiment, grid, labels, captions).encode())
+    page = render.markdown(experiment, grid, labels, {})
+    board.write(experiment_dir, experiment, grid, labels, page, figures)
     if console is not None:
         render.show(console, experiment, grid, labels, str(folder / "report.md"))
 
@@ -76,10 +81,3 @@ PLOTS = (
         "beats in both. A triangle: much worse than the panel shows.",
     ),
 )
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    os.replace(part, path)
