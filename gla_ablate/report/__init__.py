@@ -13,12 +13,12 @@ It may be called at any time and any number of times: trials that haven't finish
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
 
 from gla_ablate.report import board, plots, render, tables
-from gla_ablate.report.files import replace
 from gla_ablate.report.labels import Labels
 from gla_ablate.report.points import points
 from gla_ablate.report.trials import load
@@ -45,7 +45,7 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
         else:
             replace(folder / name, image)
             captions[name] = caption
-            figures.append(board.Figure(name, image, caption))
+            figures.append((name, image, caption))
     replace(folder / "results.csv", tables.results_csv(experiment, grid).encode())
     replace(folder / "trials.csv", tables.trials_csv(experiment).encode())
     replace(folder / "report.md", render.markdown(experiment, grid, labels, captions).encode())
@@ -81,3 +81,10 @@ PLOTS = (
         "beats in both. A triangle: much worse than the panel shows.",
     ),
 )
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    os.replace(part, path)

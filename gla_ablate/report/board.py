@@ -13,10 +13,11 @@ Written without PyTorch or TensorFlow, straight as the records of an event file.
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
 from gla_ablate.hparams import column_types, columns_of
-from gla_ablate.report import files
 from gla_ablate.report.labels import TAG_LABELS, Labels, identity
 from gla_ablate.report.plots.curves import line_of
 from gla_ablate.report.points import Point, ranked
@@ -50,27 +50,19 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A PNG of the report."""
-
-    name: str
-    png: bytes
-    caption: str
-
-
 def write(
     experiment_dir: Path,
     experiment: Experiment,
     grid: list[Point],
     labels: Labels,
     page: str,
-    figures: Sequence[Figure],
+    figures: Sequence[tuple[str, bytes, str]],
 ) -> None:
     """Bring `report/tensorboard/` up to date; what an earlier report had and this one hasn't is removed.
 
-    `page` is Markdown. A run's file that would say what it says already stays; a new one gets a later name, which a
-    TensorBoard that runs reads as the continuation of the one before, whose values it replaces.
+    `page` is Markdown; `figures` are the name, PNG and caption of each. A run's file that would say what it says stays
+    as it is; else one of a later name takes its place, which a TensorBoard that runs reads as its continuation, whose
+    values take the place of the earlier ones.
     """
     folder = experiment_dir / "report" / "tensorboard"
     shown = shown_variants(grid, labels, experiment)
@@ -84,8 +76,8 @@ def write(
             tags |= dict.fromkeys(found)
     summaries = [
         text_value("report/results", re.sub(r"(?<!\\)\[([^]]+)\]\([^)]+\)", r"`\1`", page)),  # links lead nowhere here
-        *(image_value(figure) for figure in figures),
-        hparams_value(experiment, grid, labels),
+        *(image_value(*figure) for figure in figures),
+        hparams_value(experiment),
         layout_value(layout(experiment, sorted(tags, key=order(experiment)))),
     ]
     runs[""] = records([(0, summaries)], newest(experiment_dir, experiment.trials))
@@ -101,8 +93,10 @@ def put(folder: Path, content: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     present = sorted(folder.glob("events.out.tfevents.*"))
     if not present or present[-1].read_bytes() != content:
-        number = 1 + (int(present[-1].name.rsplit(".", 1)[-1]) if present else 0)
-        files.replace(folder / f"events.out.tfevents.{number:010}", content)
+        last = re.search(r"\d+$", present[-1].name) if present else None
+        part = folder / f".part.{os.getpid()}"  # no name that TensorBoard reads
+        part.write_bytes(content)
+        os.replace(part, folder / f"events.out.tfevents.{int(last[0]) + 1 if last else 1:010}")
     else:
         present.pop()
     for old in present:
@@ -230,24 +224,26 @@ def text_value(tag: str, markdown: str) -> Summary.Value:
     )
 
 
-def image_value(figure: Figure) -> Summary.Value:
-    width, height = (int.from_bytes(figure.png[i : i + 4], "big") for i in (16, 20))  # of the PNG's header
+def image_value(name: str, png: bytes, caption: str) -> Summary.Value:
+    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # of the PNG's header
     return Summary.Value(
-        tag=f"report/{Path(figure.name).stem}",
-        image=Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=figure.png),
-        metadata=SummaryMetadata(summary_description=figure.caption),
+        tag=f"report/{Path(name).stem}",
+        image=Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png),
+        metadata=SummaryMetadata(summary_description=caption),
     )
 
 
-def hparams_value(experiment: Experiment, grid: list[Point], labels: Labels) -> Summary.Value:
+def hparams_value(experiment: Experiment) -> Summary.Value:
     """What HParams shows of the trials, which enter themselves: the factors that vary and the seed, the metric first
     among a few others."""
-    keys = [key for f in labels.varying for key in columns_of(f, [point.values.get(f) for point in grid])]
+    points = [trial.point for trial in experiment.trials]
+    varying = Labels(experiment.factors, points).varying
+    keys = [key for factor in varying for key in columns_of(factor, [point.get(factor) for point in points])]
     types = column_types()
     infos = [
         api_pb2.HParamInfo(name=key, type=KINDS[types[key]], differs=True)
         for key in dict.fromkeys([*keys, "seed"])
-        if key in types
+        if key in types  # `plugins` isn't
     ]
     logged: set[str] = set().union(*(trial.tags for trial in experiment.trials))
     tags = [tag for tag in (experiment.settings.metric, *ALSO) if tag in logged]

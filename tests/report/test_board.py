@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
+from pathlib import Path
 
 import matplotlib.image
 import pytest
@@ -228,17 +228,31 @@ def test_labels_that_become_one_name_are_numbered():
     assert len(board.run_name("a" * 10_000).encode()) <= 200
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_report_that_cannot_be_written_leaves_the_one_before(folder):
+def test_a_report_that_is_cut_off_while_writing_leaves_what_was_there(folder, monkeypatch):
     path = small_grid(folder)
     write_report(path)
     before = event_files(path)
-    (path / "report/tensorboard").chmod(0o500)
     folder.add({"model.gate": GATES[0], "model.heads": 2}, 7, {"val/loss": [3.0, 1.0]})
     folder.save()
-    try:
-        with pytest.raises(PermissionError):
-            write_report(path)
-    finally:
-        (path / "report/tensorboard").chmod(0o700)
+    write = Path.write_bytes
+
+    def write_half(file, content):
+        if "tensorboard" not in file.parts:
+            return write(file, content)
+        write(file, content[: len(content) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(path)
     assert event_files(path) == before
+    assert all("tfevents" not in file.name for file in set((path / "report").rglob("*")) - before.keys())
+
+
+def test_what_is_in_the_way_of_the_folder_is_an_error_of_the_system(folder):
+    path = small_grid(folder)
+    (path / "report").mkdir()
+    (path / "report/tensorboard").write_text("")
+    with pytest.raises(OSError, match="tensorboard"):
+        write_report(path)
+    assert (path / "report/report.md").exists()

@@ -15,7 +15,7 @@ from gla_ablate.report.points import Point
 from gla_ablate.report.trials import Settings
 
 LEVELS = 24  # of one factor; of more, those that do most
-INK, TIE = "#222222", "#8A8A8A"
+INK, BAR, TIE = "#222222", "#7F7F7F", "#8A8A8A"
 STRETCH = 3.0  # an interval may widen the axis to so many times the largest effect; one of two seeds can be far wider
 ROW = 0.25  # inches
 
@@ -64,7 +64,7 @@ def factor_effects(grid: list[Point], labels: Labels, settings: Settings) -> byt
 
 
 def block(effect: Effect, labels: Labels) -> list[Row]:
-    """A factor's rows, its name first; none where no level has an effect and there is nothing to leave out."""
+    """A factor's rows, its name first; none where no level has an effect."""
     if all(level.effect is None for level in effect.levels):
         return []
     name = ", ".join(labels.headers[factor] for factor in effect.factors)
@@ -108,9 +108,7 @@ def draw(axes: Axes, y: int, effect: Interval, reach: tuple[float, float]) -> No
     colour = TIE if effect.tie else INK
     if effect.low is not None and effect.high is not None:
         low, high = max(effect.low, -reach[0]), min(effect.high, reach[1])
-        axes.plot(
-            [low, high], [y, y], color=GREY if effect.tie else "#6F6F6F", lw=3.5, alpha=0.8, solid_capstyle="butt"
-        )
+        axes.plot([low, high], [y, y], color=GREY if effect.tie else BAR, lw=3.5, solid_capstyle="butt")
         for end, marker, cut in ((low, "<", low > effect.low), (high, ">", high < effect.high)):
             if cut:
                 axes.plot(end, y, marker, color=colour, ms=6, clip_on=False)
