@@ -72,7 +72,8 @@ PLOTS = (
     (
         "heatmap.png",
         plots.heat_map,
-        "The two factors that do most. Hatched: no value. A cell much worse than the rest is as pale as the palest.",
+        "The two factors that do most; a cell averages over what all cells have of the others. Hatched: no "
+        "value. A cell much worse than the rest is as pale as the palest.",
     ),
     (
         "cost.png",

@@ -19,7 +19,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -35,10 +34,10 @@ from gla_ablate.hparams import column_types, columns_of
 from gla_ablate.report.labels import TAG_LABELS, Labels, identity
 from gla_ablate.report.plots.curves import line_of
 from gla_ablate.report.points import Point, ranked
-from gla_ablate.report.trials import Experiment, Trial, read_metrics
+from gla_ablate.report.trials import Experiment, Settings, Trial, read_metrics
 
 VARIANTS = 20  # with curves; of more, the best, and the best one's baseline
-OPEN = 3  # categories of charts that are open from the start
+RUNS = 40  # of more, TensorBoard shows none until asked to
 LAYERS = 16  # with a chart of their gates' memory
 OWN = re.compile(r"gate/|hp/|lr$")  # tags that aren't compared as curves
 ALSO = ("val/loss", "val/bpb", "val/accuracy", "train/tokens_per_s")  # columns of HParams after the metric
@@ -67,18 +66,18 @@ def write(
     folder = experiment_dir / "report" / "tensorboard"
     shown = shown_variants(grid, labels, experiment)
     runs: dict[str, bytes] = {}
-    tags: dict[str, None] = {}  # that some variant has, in order
+    tags: set[str] = set()  # that some variant has
     for name, point in shown.items():
         curves = with_all_curves(experiment_dir, point)
         found, values = curves_over_seeds(curves, compared(experiment, curves.trials))
         if found:
             runs[name] = records(values, newest(experiment_dir, point.trials))
-            tags |= dict.fromkeys(found)
+            tags.update(found)
     summaries = [
         text_value("report/results", re.sub(r"(?<!\\)\[([^]]+)\]\([^)]+\)", r"`\1`", page)),  # links lead nowhere here
         *(image_value(*figure) for figure in figures),
         hparams_value(experiment),
-        layout_value(layout(experiment, sorted(tags, key=order(experiment)))),
+        layout_value(layout(experiment, in_order(tags, experiment.settings))),
     ]
     runs[""] = records([(0, summaries)], newest(experiment_dir, experiment.trials))
     for name, content in runs.items():
@@ -111,10 +110,14 @@ def newest(experiment_dir: Path, trials: list[Trial]) -> float:
 
 
 def records(summaries: Iterable[tuple[int, list[Summary.Value]]], time: float) -> bytes:
-    """An event file with these (step, values)."""
+    """An event file with these (step, values).
+
+    Its first event is older than any trial's: TensorBoard lists runs by that, and gives out its seven colours in the
+    order of the list, so that the variants come first and differ in colour.
+    """
     file = io.BytesIO()
     writer = RecordWriter(file)
-    writer.write(event_pb2.Event(wall_time=time, file_version="brain.Event:2").SerializeToString())
+    writer.write(event_pb2.Event(wall_time=1.0, file_version="brain.Event:2").SerializeToString())
     for step, values in summaries:
         event = event_pb2.Event(wall_time=time, step=step, summary=Summary(value=values))
         writer.write(event.SerializeToString())
@@ -153,21 +156,21 @@ def with_all_curves(experiment_dir: Path, point: Point) -> Point:
 
 
 def compared(experiment: Experiment, trials: list[Trial]) -> list[str]:
-    """The tags whose curves are worth an overlay: the metric, then validation, then the rest."""
+    """The tags whose curves are worth an overlay."""
     tags = set().union(*(trial.curves for trial in trials))
-    metric = experiment.settings.metric
-    return sorted((tag for tag in tags if tag == metric or not OWN.match(tag)), key=order(experiment))
+    return [tag for tag in tags if tag == experiment.settings.metric or not OWN.match(tag)]
 
 
-def order(experiment: Experiment) -> Any:
-    return lambda tag: (tag != experiment.settings.metric, not tag.startswith("val/"), tag)
+def in_order(tags: Iterable[str], settings: Settings) -> list[str]:
+    """The metric first, then what validation says, then the training loss."""
+    return sorted(tags, key=lambda tag: (tag != settings.metric, not tag.startswith("val/"), tag != "train/loss", tag))
 
 
 def curves_over_seeds(point: Point, tags: list[str]) -> tuple[list[str], list[tuple[int, list[Summary.Value]]]]:
     """The tags that have a curve, and (step, values) of all of them: the mean, lowest and highest of the seeds."""
     by_step: dict[int, list[Summary.Value]] = {}
     found = []
-    for tag in tags:
+    for tag in sorted(tags):
         line = line_of(point, tag)
         if line is None:
             continue
@@ -179,28 +182,25 @@ def curves_over_seeds(point: Point, tags: list[str]) -> tuple[list[str], list[tu
 
 
 def layout(experiment: Experiment, tags: list[str]) -> layout_pb2.Layout:
-    """Charts for Custom Scalars: for each of `tags` the variants with a band over seeds beside all trials, the first
-    ones open, then the trials' gates.
+    """Charts for Custom Scalars: `tags` of the variants, with a band over seeds, of all trials, and the trials' gates.
 
-    A category has no two charts with bands: TensorBoard shows those in reverse.
+    The charts with bands are in reverse, for TensorBoard (2.20 and 2.21) reverses them.
     """
-    categories = []
-    for place, tag in enumerate(tags):
-        band = layout_pb2.MarginChartContent(
-            series=[{"value": f"mean/{tag}", "lower": f"low/{tag}", "upper": f"high/{tag}"}]
-        )
-        charts = [
-            layout_pb2.Chart(title="variants: mean and range over seeds", margin=band),
-            overlay("trials", re.escape(tag)),
-        ]
-        categories.append(layout_pb2.Category(title=TAG_LABELS.get(tag, tag), chart=charts, closed=place >= OPEN))
+    variants = []
+    for tag in reversed(tags):
+        series = {"value": f"mean/{tag}", "lower": f"low/{tag}", "upper": f"high/{tag}"}
+        content = layout_pb2.MarginChartContent(series=[series])
+        variants.append(layout_pb2.Chart(title=TAG_LABELS.get(tag, tag), margin=content))
+    trials = [overlay(TAG_LABELS.get(tag, tag), re.escape(tag)) for tag in tags]
     logged: set[str] = set().union(*(trial.tags for trial in experiment.trials))
     layers = sorted({int(found[1]) for tag in logged if (found := re.match(r"gate/layer(\d+)/head\d+/memory$", tag))})
-    if layers:
-        charts = [overlay(f"layer {n}", rf"gate/layer{n}/head\d+/memory") for n in layers[:LAYERS]]
-        title = "memory length of the gates (tokens), a line a trial and head"
-        categories.append(layout_pb2.Category(title=title, chart=charts, closed=True))
-    return layout_pb2.Layout(category=categories)
+    gates = [overlay(f"layer {n}", rf"gate/layer{n}/head\d+/memory") for n in layers[:LAYERS]]
+    categories = [
+        layout_pb2.Category(title="variants: mean and range over seeds", chart=variants),
+        layout_pb2.Category(title="trials", chart=trials, closed=len(experiment.trials) > RUNS),
+        layout_pb2.Category(title="memory of the gates (tokens): a line a trial and head", chart=gates, closed=True),
+    ]
+    return layout_pb2.Layout(category=[category for category in categories if category.chart])
 
 
 def overlay(title: str, pattern: str) -> layout_pb2.Chart:
