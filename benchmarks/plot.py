@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rivals import OURS
 from shapes import KINDS, SHAPES, TOKENS
 
-from gla_ablate.report.plots import COLOURS, STYLE, png, spread
+from gla_ablate.report.plots.style import COLOURS, STYLE, png, spread
 
 Curves = dict[str, dict[int, float]]  # name → value by T
 LINES = {(OURS, "channel"): OURS, ("fla", "channel"): "FLA chunk_gla"} | {

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor, nn
 
 from gla_ablate.config import Config
-from gla_ablate.data import build_source
+from gla_ablate.hparams import flat_hparams
 
 HISTOGRAM_VALUES = 4096  # values drawn from a gate's output for a histogram
 
@@ -260,46 +260,29 @@ def memory_length(g: Tensor, cap: int) -> Tensor:
 
 
 def declare_hparams(logger: TensorBoardLogger, config: Config, fresh: bool = True) -> None:
-    """Enter the trial in TensorBoard's HParams tab, with `hparams_metrics` as its metrics, unless it is there already.
+    """Enter the trial in TensorBoard's HParams tab, unless it is there already.
 
-    Lightning's `log_hyperparams` would log a value along with it, a stray point before there is a metric.
+    Only what it is, not what the tab shall show: TensorBoard takes that from whichever run it finds it in first, so a
+    report alone says it (`report.board`), knowing the whole grid; until then all keys and tags are columns. Lightning's
+    `log_hyperparams` would log a value along with it, a stray point before there is a metric.
     """
-    from torch.utils.tensorboard.summary import hparams
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
 
     params = flat_hparams(config)
     logger.hparams.update(params)  # for the hparams.yaml that the logger writes beside its events
     if not fresh:
         return
-    writer = logger.experiment._get_file_writer()
-    for summary in hparams(params, dict.fromkeys(hparams_metrics(build_source(config.data).bytes_per_token), 0.0)):
-        writer.add_summary(summary)
+    start = SessionStartInfo(start_time_secs=time.time())
+    for key, value in params.items():
+        kind = "bool_value" if isinstance(value, bool) else "string_value" if isinstance(value, str) else "number_value"
+        setattr(start.hparams[key], kind, value)
+    about = metadata.create_summary_metadata(HParamsPluginData(session_start_info=start))
+    entry = Summary.Value(tag=metadata.SESSION_START_INFO_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
+    logger.experiment._get_file_writer().add_summary(Summary(value=[entry]))
 
 
 def hparams_metrics(bytes_per_token: float | None) -> tuple[str, str]:
-    """The columns of the HParams tab: the last val/loss, and val/bpb or, on a task, val/accuracy."""
+    """The last val/loss, and val/bpb or, on a task, val/accuracy, under tags of their own: one value a trial."""
     return "hp/loss", "hp/accuracy" if bytes_per_token is None else "hp/bpb"
-
-
-def flat_hparams(config: Config) -> dict[str, bool | int | float | str]:
-    """The config as flat, typed keys, the same in every trial: HParams hides a run that lacks one or types it
-    otherwise. The options that only some gates or data sources have are one text each."""
-
-    def options(values: dict[str, Any], *but: str) -> str:
-        return ", ".join(f"{key}={value}" for key, value in values.items() if key not in but)
-
-    flat: dict[str, bool | int | float | str] = {
-        "model.gate": config.model.gate["name"],
-        "model.gate_options": options(config.model.gate, "name"),
-        "data": config.data["name"],
-        "data.seq_len": config.data["seq_len"],
-        "data.batch_size": config.data["batch_size"],
-        "data_options": options(config.data, "name", "seq_len", "batch_size"),
-        "seed": config.seed,
-    }
-    for part in ("model", "optim", "trainer"):
-        flat |= {
-            f"{part}.{k}": v
-            for k, v in vars(getattr(config, part)).items()
-            if isinstance(v, bool | int | float | str) and k != "max_time"
-        }
-    return flat

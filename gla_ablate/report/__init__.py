@@ -4,7 +4,9 @@
 
 - `results.csv`, a row per grid point, and `trials.csv`, a row per trial, both in grid order and full precision;
 - `effects.csv`, what each factor does, and `pairs.csv`, which points differ, both with intervals over seeds;
-- `curves.png`, the curves with a band over seeds, and `metric.png`, the metric of every point with its seeds;
+- figures: `curves.png`, the curves with a band over seeds; `metric.png`, the metric of every point with its seeds;
+  `effects.png`, what each factor does; `heatmap.png`, two factors at once; `cost.png`, the metric against its cost;
+- `tensorboard/`, the same for TensorBoard (`board`);
 - `report.md`, which opens with the answer and embeds the rest, and `report.html`, the same in one file.
 
 It may be called at any time and any number of times: trials that haven't finished are listed, not averaged.
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gla_ablate.report import csvs, plots, terminal
+from gla_ablate.report import board, csvs, plots, terminal
 from gla_ablate.report.document import Image
 from gla_ablate.report.findings import PLOTTED, find
 from gla_ablate.report.html import html
@@ -38,17 +40,16 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
     found = find(experiment)
     folder = experiment_dir / "report"
     folder.mkdir(exist_ok=True)
-    foremost = f" The best {PLOTTED} of {len(found.shown):,} points." if len(found.shown) > PLOTTED else ""
     images = []
-    for name, image, caption in (
-        ("curves.png", plots.curves(found.shown, found.labels, experiment.settings), CURVES),
-        ("metric.png", plots.metric_by_point(found.foremost, found.labels, experiment.settings), METRIC + foremost),
-    ):
+    for name, plot, caption in PLOTS:
+        rows = plot is plots.metric_by_point  # which has one for each point
+        image = plot(found.foremost if rows else found.shown, found.labels, experiment.settings)
         if image is None:
             (folder / name).unlink(missing_ok=True)
         else:
             replace(folder / name, image)
-            images.append(Image(name, image, caption))
+            cut = f" The best {PLOTTED} of {len(found.shown):,} points." if rows and len(found.shown) > PLOTTED else ""
+            images.append(Image(name, image, caption + cut))
     blocks = document(found, images)
     for name, content in (
         ("results.csv", csvs.results_csv(experiment, found.grid)),
@@ -59,15 +60,39 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
         ("report.html", html(experiment.name, blocks)),
     ):
         replace(folder / name, content.encode())
+    figures = [(image.name, image.content, image.caption) for image in images]
+    board.write(experiment_dir, experiment, found.shown, found.labels, markdown(document(found, [])), figures)
     if console is not None:
         terminal.show(console, found, str(folder / "report.md"))
 
 
-CURVES = (
-    "Mean over seeds; the band reaches from the lowest seed to the highest. Dashed: not finished. "
-    "The first fifth of training may leave a panel."
+PLOTS = (
+    (
+        "curves.png",
+        plots.curves,
+        "Mean over seeds; the band reaches from the lowest seed to the highest. Dashed: not finished. "
+        "The first fifth of training may leave a panel.",
+    ),
+    ("metric.png", plots.metric_by_point, "Each tick is a seed, the disc their mean, the bar ± one sample std."),
+    (
+        "effects.png",
+        plots.factor_effects,
+        "What each level changes against its factor's reference, all else the same, and the 95 % interval over "
+        "seeds, an arrow where it goes on. Hollow: a tie, the interval contains 0.",
+    ),
+    (
+        "heatmap.png",
+        plots.heat_map,
+        "The two factors that do most; a cell averages over what all cells have of the others. Hatched: no "
+        "value. A cell much worse than the rest is as pale as the palest.",
+    ),
+    (
+        "cost.png",
+        plots.cost,
+        "The metric against what a point costs, bars ± one sample std; along the thin line stand those that no other "
+        "beats in both. A triangle: much worse than the panel shows.",
+    ),
 )
-METRIC = "Each tick is a seed, the disc their mean, the bar ± one sample std."
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -12,7 +12,6 @@ import re
 from html import escape
 from pathlib import Path
 
-from gla_ablate.report import plots
 from gla_ablate.report.document import (
     Block,
     Bullets,
@@ -26,6 +25,7 @@ from gla_ablate.report.document import (
     Table,
     Words,
 )
+from gla_ablate.report.plots import style
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --soft: #5c6470; --line: #d9dde2; --tint: #f4f6f8; --link: #0b5cad;
@@ -137,7 +137,7 @@ def block(item: Block) -> str:
 
 def width(png: bytes) -> int:
     """Of an image at the size that it was drawn for, in CSS pixels; a PNG's own width stands in its bytes 16 to 19."""
-    return round(int.from_bytes(png[16:20]) * 96 / plots.STYLE["savefig.dpi"])
+    return round(int.from_bytes(png[16:20]) * 96 / style.STYLE["savefig.dpi"])
 
 
 def inline(words: Words) -> str:

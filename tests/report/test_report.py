@@ -48,7 +48,7 @@ def printed(path, width=120, terminal=False):
 
 
 def files(path):
-    return sorted(file.name for file in (path / "report").iterdir())
+    return sorted(file.name for file in (path / "report").iterdir() if file.is_file())
 
 
 def test_results_csv_has_the_contracts_columns_in_grid_order_and_full_precision(folder):

@@ -1,12 +1,7 @@
-"""A report's figures: curves with a band over seeds, and the metric of every grid point with its seeds.
-
-Each figure is returned as PNG bytes. Lines are named at their right end, in the order in which they end there, so that
-nobody matches colours against a legend; the palette (Okabe and Ito's, with two of Tol's) is safe for colour-blind eyes.
-"""
+"""Curves with a band over seeds: a panel a tag, a line a grid point."""
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,32 +12,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gla_ablate.report.labels import TAG_LABELS, Labels, decimals, identity
-from gla_ablate.report.points import Point, ranked
+from gla_ablate.report.labels import TAG_LABELS, Labels, identity
+from gla_ablate.report.plots.style import GREY, STYLE, colours_of, png, shortened, spread
+from gla_ablate.report.points import Point
 from gla_ablate.report.trials import Settings
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933"]
-GREY = "#B5B5B5"
-HIGHLIGHTED = 6  # of a grid with more points than colours: the best ones, and the best one's baseline
 SOLID, DASHED = "-", (0, (3, 1.5))
 BINS = 200  # a longer curve is averaged down to about this many places
-STYLE: Any = {
-    "font.size": 9,
-    "text.parse_math": False,  # a dollar sign in a label is one
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6,
-    "axes.edgecolor": "#555555",
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "xtick.labelcolor": "#222222",
-    "ytick.labelcolor": "#222222",
-    "lines.solid_capstyle": "round",
-    "savefig.dpi": 160,
-}
 
 
 @dataclass(frozen=True)
@@ -84,18 +60,6 @@ def curves(grid: list[Point], labels: Labels, settings: Settings) -> bytes | Non
             finish_panel(axes, tag, list(lines[tag].values()), last)
         name_lines(axes, grid, labels, colours, lines[panels[-1]], {key for tag in panels for key in lines[tag]})
         return png(figure)
-
-
-def colours_of(grid: list[Point], settings: Settings) -> dict[str, str]:
-    """Point's identity → colour, by place in the grid so that a colour stays when ranks change."""
-    shown = [identity(p.values) for p in grid]
-    if len(grid) > len(COLOURS):
-        best = ranked(grid, settings)
-        picked = {identity(p.values) for p in best[:HIGHLIGHTED]}
-        if best[0].baseline is not None:
-            picked.add(identity(best[0].baseline))
-        shown = [key for key in shown if key in picked]
-    return {identity(p.values): GREY for p in grid} | dict(zip(shown, COLOURS, strict=False))
 
 
 def line_of(point: Point, tag: str) -> Line | None:
@@ -162,7 +126,7 @@ def name_lines(
         key = identity(point.values)
         if key not in drawn or colours[key] == GREY:
             continue
-        text = labels.point(point.values) + ("" if point.n else f" ({point.state()})")
+        text = shortened(labels.point(point.values)) + ("" if point.n else f" ({point.state()})")
         line = ends.get(key)
         if line is None:
             names.append(Name(0.0, text, colours[key], SOLID if point.n else DASHED, leader=False))
@@ -179,52 +143,3 @@ def name_lines(
             axes.plot([1, 1.06], [name.height, place], color=name.colour, lw=0.6, alpha=0.7, **beside)
         axes.plot([1.06, 1.11], [place, place], color=name.colour, lw=1.8, linestyle=name.dashes, **beside)
         axes.text(1.125, place, name.text, va="center_baseline", fontsize=8.5, **beside)
-
-
-def spread(wanted: list[float], gap: float) -> list[float]:
-    """Heights at least `gap` apart, in the given (descending) order, as near to `wanted` as that allows in the mean of
-    squares, and within 0…1 if they fit there."""
-    clusters: list[list[float]] = []  # [number of members, sum of their wanted tops]
-    for place, height in enumerate(wanted):
-        clusters.append([1, height + place * gap])
-        while len(clusters) > 1 and clusters[-2][1] / clusters[-2][0] < clusters[-1][1] / clusters[-1][0]:
-            members, total = clusters.pop()
-            clusters[-1][0] += members
-            clusters[-1][1] += total
-    lowest = (len(wanted) - 1) * gap
-    tops = [min(max(total / members, lowest), 1.0) for members, total in clusters for _ in range(int(members))]
-    return [top - place * gap for place, top in enumerate(tops)]
-
-
-def metric_by_point(grid: list[Point], labels: Labels, settings: Settings) -> bytes | None:
-    """A row per grid point, best on top: each seed a tick, their mean a disc, its std a bar; None below two rows."""
-    rows = [(p, p.mean) for p in ranked(grid, settings) if p.mean is not None]
-    if len(rows) < 2:
-        return None
-    colours = colours_of(grid, settings)
-    places = decimals([mean for _, mean in rows], [p.std for p, _ in rows])
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.8, 0.25 * len(rows)))
-        axes = figure.add_axes((0, 0, 1, 1))  # labels stand outside of it; `png` makes room for them
-        for y, (point, mean) in enumerate(rows):
-            colour = colours[identity(point.values)]
-            if point.std is not None:
-                axes.plot([mean - point.std, mean + point.std], [y, y], color=colour, lw=4, alpha=0.35)
-                axes.plot(list(point.by_seed.values()), [y] * point.n, "|", color=colour, ms=10, mew=1.2)
-            axes.plot(mean, y, "o", color=colour, ms=5, mec="white", mew=0.7)
-            text = f"{mean:.{places}f}" if point.std is None else f"{mean:.{places}f} ± {point.std:.{places}f}"
-            beside: Any = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points"}
-            axes.annotate(text, (1, y), va="center_baseline", **beside)
-        axes.set_yticks(range(len(rows)), [labels.point(p.values) for p, _ in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.margins(x=0.06)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(TAG_LABELS.get(settings.metric, settings.metric))
-        return png(figure)
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
-    return buffer.getvalue()

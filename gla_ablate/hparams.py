@@ -1,0 +1,50 @@
+"""A trial's configuration as TensorBoard's HParams tab takes it: flat keys, of one type each, the same in every trial.
+
+HParams hides a run that lacks a key or types it otherwise. So what may be one type or another (`chunk_size`: a number
+or auto; `max_time`: a number or nothing) is text everywhere, and the options that only some gates or data sources have
+are one text together.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from gla_ablate.config import Config
+
+CHOICES = {"model.gate": (), "data": ("seq_len", "batch_size")}  # with the options that have a key of their own
+
+
+def flat_hparams(config: Config) -> dict[str, bool | int | float | str]:
+    flat: dict[str, bool | int | float | str] = {"seed": config.seed}
+    for choice, value in {"model.gate": config.model.gate, "data": config.data}.items():
+        flat[choice] = value["name"]
+        flat |= {f"{choice}.{key}": value[key] for key in CHOICES[choice]}
+        rest = {key: x for key, x in value.items() if key not in ("name", *CHOICES[choice])}
+        flat[f"{choice}_options"] = ", ".join(f"{key}={x}" for key, x in rest.items())
+    for part in (config.model, config.optim, config.trainer):
+        types = typing.get_type_hints(type(part))
+        name = type(part).__name__.removesuffix("Config").lower()
+        for key, value in vars(part).items():
+            if not isinstance(value, dict):
+                flat[f"{name}.{key}"] = value if types[key] in (bool, int, float, str) else str(value)
+    return flat
+
+
+def column_types() -> dict[str, type]:
+    """Of every key of `flat_hparams`."""
+    return {key: type(value) for key, value in flat_hparams(Config()).items()}
+
+
+def columns_of(factor: str, values: list[Any]) -> list[str]:
+    """The keys of `flat_hparams` that tell what `factor` is at, whose values are `values`."""
+    choice = next((key for key in CHOICES if factor == key or factor.startswith(f"{key}.")), None)
+    if choice is None:
+        return [factor]
+    if factor == choice:  # a mapping, or several
+        keys = dict.fromkeys(key for value in values if isinstance(value, Mapping) for key in value)
+    else:
+        keys = dict.fromkeys([factor.removeprefix(f"{choice}.")])
+    found = [choice if k == "name" else f"{choice}.{k}" if k in CHOICES[choice] else f"{choice}_options" for k in keys]
+    return list(dict.fromkeys(found))
