@@ -21,7 +21,7 @@ from rich.console import Console
 
 from gla_ablate.report import board, csvs, plots, terminal
 from gla_ablate.report.document import Image
-from gla_ablate.report.findings import PLOTTED, find
+from gla_ablate.report.findings import find
 from gla_ablate.report.html import html
 from gla_ablate.report.markdown import markdown
 from gla_ablate.report.page import document
@@ -42,14 +42,12 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
     folder.mkdir(exist_ok=True)
     images = []
     for name, plot, caption in PLOTS:
-        rows = plot is plots.metric_by_point  # which has one for each point
-        image = plot(found.foremost if rows else found.shown, found.labels, experiment.settings)
+        image = plot(found.shown, found.labels, experiment.settings)
         if image is None:
             (folder / name).unlink(missing_ok=True)
         else:
             replace(folder / name, image)
-            cut = f" The best {PLOTTED} of {len(found.shown):,} points." if rows and len(found.shown) > PLOTTED else ""
-            images.append(Image(name, image, caption + cut))
+            images.append(Image(name, image, caption))
     blocks = document(found, images)
     for name, content in (
         ("results.csv", csvs.results_csv(experiment, found.grid)),

@@ -143,7 +143,7 @@ def run_name(label: str) -> str:
     """A point's label as a folder's name: a slash would nest, a leading dot hide it, and 255 bytes are the most."""
     name = re.sub(r"[\x00-\x1f/\\]", "_", re.sub(r"[\s·]+", ",", label))
     name = f"_{name[1:]}" if name.startswith(".") else name
-    return name if len(name.encode()) <= 200 else f"{name[:60]}…{name[-30:]}"
+    return name if len(name.encode()) <= 200 else f"{name[:36]}…{name[-20:]}"  # at most 4 bytes a letter
 
 
 def with_all_curves(experiment_dir: Path, point: Point) -> Point:

@@ -15,7 +15,6 @@ from gla_ablate.report.labels import Labels, decimals, identity
 from gla_ablate.report.points import Point, paired, points, ranked
 from gla_ablate.report.trials import Experiment
 
-PLOTTED = 100  # points at most in a plot that has a row for each
 ALL_PAIRS = 200  # points of which every pair is compared: 19,900; of more, each with the best one and its baseline
 
 
@@ -45,13 +44,6 @@ class Findings:
     @property
     def ranked(self) -> list[Point]:
         return ranked(self.shown, self.experiment.settings)
-
-    @property
-    def foremost(self) -> list[Point]:
-        """The `PLOTTED` best of the points, and the best one's baseline, in grid order."""
-        kept = {identity(p.values) for p in self.ranked[:PLOTTED]}
-        kept |= {identity(p.baseline) for p in self.ranked[:1] if p.baseline is not None}
-        return [p for p in self.shown if identity(p.values) in kept]
 
     @property
     def places(self) -> int:

@@ -177,4 +177,3 @@ def test_a_long_table_ends_with_where_the_rest_is(folder):
     text = (path / "report/report.md").read_text()
     assert f"The first {page.ROWS} of {page.ROWS + 1} rows; all are in [results.csv](results.csv)." in text
     assert len(pd.read_csv(path / "report/results.csv")) == page.ROWS + 1
-    assert f"The best {findings.PLOTTED} of {page.ROWS + 1} points." in text
