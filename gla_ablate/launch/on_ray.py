@@ -1,0 +1,175 @@
+"""Trials on the nodes of a Ray cluster, which share the folder of the runs, this package and the working directory.
+
+A trial is a process there as it is here: of an actor (`ray_host`) that asks Ray for the trial's CPUs and GPU. Where a
+node, or a worker of Ray's, is lost, the trial starts again on another and goes on from its last checkpoint, not before
+its lock is free; it ends with the worker, and the worker with the node and with this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from gla_ablate.errors import ConfigError
+from gla_ablate.launch import ray_host
+from gla_ablate.launch.processes import Start, surroundings
+from gla_ablate.launch.slots import cores
+
+WAITING = 16  # trials that wait for a place at a time: they make a cluster that can grow do so
+OBJECTS = 80 * 2**20  # bytes of Ray's object store, which holds nothing of a trial's; it takes no less than 75 MiB
+
+
+class Share(NamedTuple):
+    """What a trial gets of a cluster."""
+
+    cpus: int
+    gpus: float
+    places: int  # trials that the cluster holds at the same time, as it is
+
+
+def share(
+    nodes: Sequence[Mapping[str, float]], jobs: int | None, per_gpu: int | None, threads: int | None, gpu: bool
+) -> Share:
+    """How the `nodes`, each by its resources, are divided among `jobs` trials at a time, or as many as they hold.
+
+    With `gpu`, where there are any, each trial gets one or a part of one, and an equal share of its node's CPUs; else
+    so many CPUs that all jobs have a place, or a single one. `threads` of the user's stand. Raises `ConfigError` where
+    no node could take a trial.
+    """
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = [int(node.get("GPU", 0)) * gpu for node in nodes]
+    if per_gpu and not any(gpus):
+        raise ConfigError("--per-gpu: there is no GPU in the Ray cluster")
+    if any(gpus):
+        slots = [n * (per_gpu or 1) for n in gpus]
+        each = threads or max(1, min(c // s for c, s in zip(cpus, slots, strict=True) if s))
+        count = sum(min(c // each, s) for c, s in zip(cpus, slots, strict=True))
+    else:
+        fitting = (n for n in range(max(cpus, default=0), 0, -1) if sum(c // n for c in cpus) >= (jobs or 0))
+        each = threads or (next(fitting, 1) if jobs else 1)
+        count = sum(c // each for c in cpus)
+    if not count:
+        raise ConfigError(f"--launcher ray: a trial takes {each} CPUs (OMP_NUM_THREADS), and no node has as many")
+    return Share(each, 1 / (per_gpu or 1) if any(gpus) else 0.0, min(count, jobs or count))
+
+
+@contextmanager
+def cluster() -> Iterator[list[dict[str, float]]]:
+    """Connects to the cluster that RAY_ADDRESS names or that `ray start` began here, else to one of its own that ends
+    with this process; the resources of its nodes. Raises `ConfigError` for one that can't be reached."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.CRITICAL,
+    }  # whose lines would break the live table
+    own: dict[str, Any] = {"num_cpus": cores(), "object_store_memory": OBJECTS, "include_dashboard": False}
+    try:
+        try:
+            ray.init(**quiet, **own)
+        except ValueError:  # there is a cluster, and it has resources of its own
+            ray.init(**quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"RAY_ADDRESS: {address}" if address else "ray start's (ray stop ends it)"
+        raise ConfigError(f"--launcher ray: the cluster can't be reached ({where}): {first_line(error)}") from error
+    try:
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
+
+
+class StartOnRay(Start):
+    """Starts trials that take `share` of the cluster each."""
+
+    waits = False
+
+    def __init__(self, share: Share) -> None:
+        import ray
+
+        ray.cloudpickle.register_pickle_by_value(ray_host)
+        options: dict[str, Any] = {
+            "num_cpus": share.cpus,
+            "num_gpus": share.gpus,
+            "max_restarts": 0,
+            "max_concurrency": 3,
+        }
+        self.actor = ray.remote(**options)(ray_host.Host)
+        self.given = {**os.environ, **surroundings()}
+        if not share.gpus:
+            self.given["CUDA_VISIBLE_DEVICES"] = ""
+        self.started: list[OnRay] = []
+
+    def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> OnRay | None:
+        self.started = [process for process in self.started if process.is_waiting()]
+        if len(self.started) >= WAITING:
+            return None
+        process = OnRay(self.actor.remote(), str(home.absolute()), self.given | slot)
+        self.started.append(process)
+        return process
+
+
+class OnRay:
+    """A trial's process on some node."""
+
+    def __init__(self, actor: Any, home: str, given: dict[str, str]) -> None:
+        self.actor = actor
+        self.returncode: int | None = None
+        self.begun = False
+        self.ended_by: str | None = None
+        self.again = False
+        self._end = actor.run.remote(home, os.getcwd(), given)
+        self._begin = actor.wait_until_begun.remote()
+
+    def is_waiting(self) -> bool:
+        return not self.begun and self.returncode is None
+
+    def poll(self) -> int | None:
+        import ray
+
+        if self.returncode is None and is_ready(self._end):
+            try:
+                self.returncode, self.begun = ray.get(self._end), True
+            except ray.exceptions.RayError as error:
+                self._lost(error)
+            ray.kill(self.actor)  # so that its resources are free at once
+        elif not self.begun:
+            self.begun = is_ready(self._begin)
+        return self.returncode
+
+    def _lost(self, error: Exception) -> None:
+        """Of a node or a worker, which starts the trial elsewhere; not so what the worker itself raised."""
+        import ray
+
+        self.returncode = -signal.SIGKILL
+        raised = isinstance(error, ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False)
+        self.again = not raised
+        what = "Ray could not start it" if raised else "its node or its Ray worker was lost"
+        self.ended_by = f"{what}: {first_line(error)}"
+
+    def terminate(self) -> None:
+        import ray
+
+        if self.begun:
+            self.actor.send.remote(signal.SIGTERM)
+        else:
+            ray.kill(self.actor)
+
+    def kill(self) -> None:
+        self.actor.send.remote(signal.SIGKILL)
+
+
+def is_ready(reference: Any) -> bool:
+    import ray
+
+    return bool(ray.wait([reference], timeout=0)[0])
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
