@@ -152,7 +152,8 @@ def run_trials(
                 free.append(ended.slot)
                 home = folder / ended.trial.id
                 state = _final_state(home, ended, bool(stop) or failed)
-                log = last_lines(home / "log.txt", SHOWN, ended.log_from) if state.status in FAILED else []
+                shown = SHOWN if state.status in FAILED and not ended.process.again else 0
+                log = last_lines(home / "log.txt", shown, ended.log_from)
                 view.ended(ended.trial, state, log)
                 left = losses if ended.process.again else retries
                 if state.status == "killed" and left[ended.trial.id] and not (stop or failed):
@@ -225,6 +226,8 @@ def _final_state(home: Path, ended: Running, stopped: bool) -> State:
 
 def last_lines(log: Path, count: int, start: int = 0) -> list[str]:
     """From byte `start` on, those that have something in them, each of 200 characters at most."""
+    if not count:
+        return []
     try:
         lines = log.read_bytes()[start:].decode("utf-8", errors="replace").split("\n")
     except OSError:

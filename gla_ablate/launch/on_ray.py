@@ -66,10 +66,9 @@ def cluster() -> Iterator[list[dict[str, float]]]:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.CRITICAL,
-    }  # whose lines would break the live table
+    # Ray's lines would break the live table; those of a lost node, which come all the same, a whole screen of them.
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     own: dict[str, Any] = {"num_cpus": cores(), "object_store_memory": OBJECTS, "include_dashboard": False}
     try:
         try:
@@ -150,8 +149,11 @@ class OnRay:
         self.returncode = -signal.SIGKILL
         raised = isinstance(error, ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False)
         self.again = not raised
-        what = "Ray could not start it" if raised else "its node or its Ray worker was lost"
-        self.ended_by = f"{what}: {first_line(error)}"
+        if raised:
+            last = [line for line in str(error).splitlines() if line.strip()][-1]
+            self.ended_by = f"Ray could not start it: {last.strip()[:200]}"
+        else:
+            self.ended_by = "its node or its Ray worker was lost"
 
     def terminate(self) -> None:
         import ray
