@@ -14,6 +14,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -28,7 +30,7 @@ from gla_ablate.launch.state import State
 from gla_ablate.status import read_json, write_json
 
 EVERY = 10.0  # seconds between calls of squeue
-GONE = 3  # such calls that don't know a job without a result: a shared folder may show that late
+GONE = 7  # such calls that don't know a job without a result: NFS may show a new file a minute late
 ARRAY = 1000  # trials an array: SLURM's own limit (MaxArraySize) is 1001 where nobody has set it
 TIMEOUTS = 1000  # how often a trial may run out of its job's time: each goes on where the last one saved
 ELSEWHERE = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED")  # states of a job that is lost for no fault of its own
@@ -123,13 +125,18 @@ class StartOnSlurm(Start):
             self.executor.update_parameters(slurm_array_parallelism=max(1, self.count // len(arrays)))
             calls = [TrialJob(home.absolute(), slot) for home in array]
             try:
-                with self.executor.batch():
+                with redirect_stderr(StringIO()), self.executor.batch():  # submitit prints what sbatch does
                     jobs = [self.executor.submit(call) for call in calls]
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                 raise ConfigError(f"--launcher slurm: sbatch refused: {' '.join(str(error).split())}") from error
             for home, job in zip(array, jobs, strict=True):
                 write_json(home / NOTE, {"job": job.job_id, "cluster": self.cluster})
                 self.submitted[home] = job
+
+    def cancel(self) -> None:
+        """The jobs of trials that nobody has begun to watch."""
+        for job in self.submitted.values():
+            self.queue.cancel(job)
 
     def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> OnSlurm:
         if home not in self.submitted:

@@ -90,10 +90,14 @@ class Slurm:
             count = min(self.jobs or JOBS, len(todo))
         start = StartOnSlurm(folder, self.options, count)
         new = start.take_up([folder / trial.id for trial in todo])
-        if self.options[CLUSTER] == "slurm":
-            start.submit(new, slots[0])
         found = len(todo) - len(new)
-        yield Place(start, slots, count, " as jobs" + f", {found} of them submitted before" * (found > 0))
+        try:
+            if self.options[CLUSTER] == "slurm":
+                start.submit(new, slots[0])
+            yield Place(start, slots, count, " as jobs" + f", {found} of them submitted before" * (found > 0))
+        except KeyboardInterrupt:  # before trials are run, or after
+            start.cancel()
+            raise
 
 
 def launcher(name: str, jobs: int | None, per_gpu: int | None, slurm: Sequence[tuple[str, Any]]) -> Launcher:
