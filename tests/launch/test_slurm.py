@@ -130,7 +130,7 @@ def test_an_interrupted_launcher_cancels_its_jobs_which_save(grid: Path) -> None
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in out, out
-    assert not any(alive(status["pid"]) for status in running.values())
+    wait_for(lambda: not any(alive(status["pid"]) for status in running.values()), 10)
     for home in running:
         assert State.read(home).status == "interrupted" and not (home / "job.json").exists()
 
@@ -195,7 +195,7 @@ def test_jobs_of_slurm_s_are_taken_up_and_cancelled(slurm: None, grid: Path) -> 
     assert second.returncode == 130, out
     assert {fake_slurm.state(id) for id in fake_slurm.ids()} == {"CANCELLED"}
     assert sorted(State.read(home).status for home in trials(grid / "runs")) == ["interrupted", "queued"]
-    assert not alive(pid)
+    wait_for(lambda: not alive(pid), 10)
 
 
 def test_what_sbatch_refuses_is_one_line(slurm: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
