@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,26 +59,50 @@ def share(
     return Share(each, 1 / (per_gpu or 1) if any(gpus) else 0.0, min(count, jobs or count))
 
 
+def address() -> str | None:
+    """Of the cluster that RAY_ADDRESS names or that `ray start` began on this machine; None without one. Raises
+    `ConfigError` where RAY_ADDRESS names none that can be reached, which Ray itself would take minutes to tell."""
+    given = os.environ.get("RAY_ADDRESS", "auto")
+    if given in ("", "auto"):
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        try:
+            noted = Path(folder, "ray", "ray_current_cluster").read_text().strip()
+        except OSError:
+            return None
+        return noted if answers(noted) else None
+    if given == "local":
+        return None
+    if given.startswith("ray://"):
+        raise ConfigError("RAY_ADDRESS: got ray://…, takes host:port, from a machine that shares the cluster's files")
+    if not answers(given):
+        raise ConfigError(f"RAY_ADDRESS: nothing answers at {given!r}; takes host:port of a Ray cluster, auto or local")
+    return given
+
+
+def answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=10):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
 @contextmanager
-def cluster() -> Iterator[list[dict[str, float]]]:
-    """Connects to the cluster that RAY_ADDRESS names or that `ray start` began here, else to one of its own that ends
-    with this process; the resources of its nodes. Raises `ConfigError` for one that can't be reached."""
+def cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
+    """Connects to the cluster at `address`, without one to one of its own that ends with this process; the resources of
+    its nodes. Raises `ConfigError` where Ray can't."""
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = os.environ.get("RAY_ADDRESS")
     # Ray's lines would break the live table; those of a lost node, which come all the same, a whole screen of them.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     own: dict[str, Any] = {"num_cpus": cores(), "object_store_memory": OBJECTS, "include_dashboard": False}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        try:
-            ray.init(**quiet, **own)
-        except ValueError:  # there is a cluster, and it has resources of its own
-            ray.init(**quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"RAY_ADDRESS: {address}" if address else "ray start's (ray stop ends it)"
-        raise ConfigError(f"--launcher ray: the cluster can't be reached ({where}): {first_line(error)}") from error
+        ray.init(address or "local", **quiet, **({} if address else own))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--launcher ray: {address or 'no cluster of its own'}: {first_line(error)}") from error
     try:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:

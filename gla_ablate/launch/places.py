@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
+from gla_ablate.launch.on_ray import StartOnRay, address, cluster, share
 from gla_ablate.launch.processes import Start, starter
 from gla_ablate.launch.slots import divide
 from gla_ablate.launch.slurm_options import CLUSTER, complete
@@ -49,17 +50,11 @@ class Ray:
     def __init__(self, jobs: int | None, per_gpu: int | None) -> None:
         check_installed("ray")
         self.jobs, self.per_gpu = jobs, per_gpu
-        self.threads = threads()
-        if os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
-            raise ConfigError(
-                "RAY_ADDRESS: got ray://…, takes host:port, from a machine that shares the cluster's files"
-            )
+        self.threads, self.address = threads(), address()
 
     @contextmanager
     def open(self, todo: list[Trial], folder: Path) -> Iterator[Place]:
-        from gla_ablate.launch.on_ray import StartOnRay, cluster, share
-
-        with cluster() as nodes:
+        with cluster(self.address) as nodes:
             gpu = os.environ.get("CUDA_VISIBLE_DEVICES") != ""
             part = share(nodes, self.jobs, self.per_gpu, self.threads, gpu)
             slots = [{"OMP_NUM_THREADS": str(part.cpus)}] * (self.jobs or len(todo))
@@ -95,7 +90,7 @@ class Slurm:
             if self.options[CLUSTER] == "slurm":
                 start.submit(new, slots[0])
             yield Place(start, slots, count, " as jobs" + f", {found} of them submitted before" * (found > 0))
-        except KeyboardInterrupt:  # before trials are run, or after
+        except KeyboardInterrupt:  # before anybody watches them
             start.cancel()
             raise
 

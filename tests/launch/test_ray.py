@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from gla_ablate.cli import main
 from gla_ablate.errors import ConfigError
-from gla_ablate.launch.on_ray import Share, share
+from gla_ablate.launch.on_ray import Share, address, share
 from gla_ablate.launch.state import State
 from gla_ablate.model import GATES, plugins
 from tests.test_cli import PLUGIN as GATES_OF_THE_COMMAND
@@ -207,8 +208,33 @@ def test_without_ray_it_says_how_to_install_it(
     assert "--launcher ray: needs ray, which isn't installed: pip install -e '.[ray]'" in refused(tmp_path, capsys)
 
 
-def test_a_client_s_address_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://head:10001", "RAY_ADDRESS: got ray://"),
+        ("127.0.0.1:1", "RAY_ADDRESS: nothing answers at '127.0.0.1:1'; takes host:port"),
+        ("nonsense", "RAY_ADDRESS: nothing answers at 'nonsense'"),
+    ],
+)
+def test_an_address_of_no_cluster_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, address: str, message: str
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    assert "RAY_ADDRESS: got ray://" in refused(tmp_path, capsys)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert message in refused(tmp_path, capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    assert address() is None
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1\n")
+    assert address() is None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "ray" / "ray_current_cluster").write_text(here := f"127.0.0.1:{server.getsockname()[1]}")
+        assert address() == here
+        monkeypatch.setenv("RAY_ADDRESS", here)
+        assert address() == here
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+        assert address() is None
