@@ -24,6 +24,8 @@ from gla_ablate.launch.slots import cores
 WAITING = 16  # trials that wait for a place at a time: they make a cluster that can grow do so
 OBJECTS = 80 * 2**20  # bytes of Ray's object store, which holds nothing of a trial's; it takes no less than 75 MiB
 
+OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "RAY_")  # beginnings of variables of this process that no trial takes over
+
 
 class Share(NamedTuple):
     """What a trial gets of a cluster."""
@@ -125,9 +127,10 @@ class StartOnRay(Start):
             "max_concurrency": 3,
         }
         self.actor = ray.remote(**options)(ray_host.Host)
-        self.given = {**os.environ, **surroundings()}
+        given = {**os.environ, **surroundings()}
+        self.given = {name: x for name, x in given.items() if not name.startswith(OF_THE_NODE)}
         if not share.gpus:
-            self.given["CUDA_VISIBLE_DEVICES"] = ""
+            self.given["CUDA_VISIBLE_DEVICES"] = ""  # else it would see those of its node
         self.started: list[OnRay] = []
 
     def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> OnRay | None:

@@ -29,6 +29,7 @@ from gla_ablate.launch.slurm_options import CLUSTER
 from gla_ablate.launch.state import State
 from gla_ablate.status import read_json, write_json
 
+LOOK = 1.0  # seconds between looks at a trial's files
 EVERY = 10.0  # seconds between calls of squeue
 GONE = 7  # such calls that don't know a job without a result: NFS may show a new file a minute late
 ARRAY = 1000  # trials an array: SLURM's own limit (MaxArraySize) is 1001 where nobody has set it
@@ -154,11 +155,13 @@ class OnSlurm:
         self.ended_by: str | None = None
         self.again = False
         self._stopped = False
-        self._missed, self._looked = 0, -EVERY
+        self._seen = -LOOK
+        self._missed, self._asked = 0, -EVERY
 
     def poll(self) -> int | None:
-        if self.returncode is not None:
+        if self.returncode is not None or time.monotonic() - self._seen < LOOK:
             return self.returncode
+        self._seen = time.monotonic()
         self.begun = self.begun or State.read(self.home).status != "queued"
         result = self.job.paths.result_pickle
         if result.exists():
@@ -178,8 +181,8 @@ class OnSlurm:
 
     def _is_gone(self) -> bool:
         """Whether the queue has not known the job for some time."""
-        if time.monotonic() - self._looked >= EVERY:
-            self._looked = time.monotonic()
+        if time.monotonic() - self._asked >= EVERY:
+            self._asked = time.monotonic()
             self._missed = 0 if self.queue.holds(self.job) else self._missed + 1
         return self._missed >= GONE
 

@@ -8,8 +8,6 @@ import subprocess
 import sys
 import threading
 
-OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "RAY_")  # beginnings of the variables that are the worker's, not the launcher's
-
 
 class Host:
     """Its methods run in threads beside each other. Linux ends the process (`GLA_ABLATE_PARENT`) when the thread that
@@ -20,14 +18,12 @@ class Host:
 
     def run(self, home: str, folder: str, given: dict[str, str]) -> int:
         """Run the trial in `home`, in the working directory `folder`, with what it prints appended to its log; its
-        return code."""
-        own = {name: value for name, value in os.environ.items() if name.startswith(OF_THE_NODE)}
-        env = {name: value for name, value in given.items() if not name.startswith(OF_THE_NODE)}
+        return code. `given` is laid over the worker's environment, in which Ray names its GPU."""
         with open(os.path.join(home, "log.txt"), "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gla_ablate.trial", home],
                 cwd=folder,
-                env={**env, **own, "GLA_ABLATE_PARENT": str(os.getpid())},
+                env={**os.environ, **given, "GLA_ABLATE_PARENT": str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sacct")
 
+KILL_WAIT = 5.0  # seconds from SIGTERM to SIGKILL
 ONE_TASK = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
 ONE_TASK |= {"SLURM_JOB_NAME": "gla", "SLURM_JOB_NODELIST": "here"}
 
@@ -52,8 +53,11 @@ def sbatch(script: str) -> None:
 def run(script: str, limit: str, *ids: str) -> None:
     """The controller of one array."""
     waiting, running = list(ids), dict[str, subprocess.Popen[bytes]]()
+    cancelled: dict[str, float] = {}
     while waiting or running:
         for id, process in list(running.items()):
+            if state(id) == "CANCELLED" and time.time() > cancelled.setdefault(id, time.time()) + KILL_WAIT:
+                tell(id, signal.SIGKILL)
             if process.poll() is not None:
                 del running[id]
                 if state(id) == "REQUEUED":

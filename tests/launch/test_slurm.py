@@ -169,6 +169,7 @@ def test_a_job_that_is_gone_without_a_result_is_told_and_submitted_again_if_it_w
     slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, again: bool
 ) -> None:
     monkeypatch.setattr(on_slurm, "EVERY", 0.0)
+    monkeypatch.setattr(on_slurm, "LOOK", 0.0)
     process = on_slurm.OnSlurm(submitit.SlurmJob(tmp_path, "7"), tmp_path, on_slurm.SlurmQueue())
     (tmp_path / "jobs" / "7").write_text("RUNNING")
     assert [process.poll() for _ in range(20)] == [None] * 20
