@@ -8,13 +8,14 @@ only watches: the trials' folders, results that submitit leaves under `slurm/`, 
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import pickle
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -31,6 +32,7 @@ from gla_ablate.status import read_json, write_json
 
 LOOK = 1.0  # seconds between looks at a trial's files
 EVERY = 10.0  # seconds between calls of squeue
+KILLED = 2.0  # seconds from SIGKILL until a process is taken to be gone
 GONE = 7  # such calls that don't know a job without a result: NFS may show a new file a minute late
 ARRAY = 1000  # trials an array: SLURM's own limit (MaxArraySize) is 1001 where nobody has set it
 TIMEOUTS = 1000  # how often a trial may run out of its job's time: each goes on where the last one saved
@@ -44,7 +46,7 @@ class Queue(Protocol):
 
     def holds(self, job: submitit.Job[int]) -> bool: ...
 
-    def cancel(self, job: submitit.Job[int], kill: bool = False) -> None: ...
+    def cancel(self, job: submitit.Job[int], home: Path, kill: bool = False) -> None: ...
 
     def last_state(self, job: submitit.Job[int]) -> str: ...
 
@@ -63,7 +65,7 @@ class SlurmQueue:
             self.jobs = set(listed.split())
         return job.job_id in self.jobs
 
-    def cancel(self, job: submitit.Job[int], kill: bool = False) -> None:
+    def cancel(self, job: submitit.Job[int], home: Path, kill: bool = False) -> None:
         output(["scancel", *(["--signal=KILL"] if kill else []), job.job_id])
 
     def last_state(self, job: submitit.Job[int]) -> str:
@@ -81,9 +83,12 @@ class LocalQueue:
         except OSError:
             return False
 
-    def cancel(self, job: submitit.Job[int], kill: bool = False) -> None:
+    def cancel(self, job: submitit.Job[int], home: Path, kill: bool = False) -> None:
         if self.holds(job):
-            os.kill(int(job.job_id), signal.SIGKILL if kill else signal.SIGINT)  # which it tells on
+            os.kill(int(job.job_id), signal.SIGINT)  # its task is killed a second later, and the trial told to end
+        if kill and (pid := State.read(home).pid) and is_locked(home):  # so that it is still the trial's
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def last_state(self, job: submitit.Job[int]) -> str:
         return ""
@@ -136,8 +141,8 @@ class StartOnSlurm(Start):
 
     def cancel(self) -> None:
         """The jobs of trials that nobody has begun to watch."""
-        for job in self.submitted.values():
-            self.queue.cancel(job)
+        for home, job in self.submitted.items():
+            self.queue.cancel(job, home)
 
     def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> OnSlurm:
         if home not in self.submitted:
@@ -154,7 +159,7 @@ class OnSlurm:
         self.begun = False
         self.ended_by: str | None = None
         self.again = False
-        self._stopped = False
+        self._stopped, self._killed = False, math.inf  # when it was
         self._seen = -LOOK
         self._missed, self._asked = 0, -EVERY
 
@@ -171,7 +176,8 @@ class OnSlurm:
             else:
                 self._ended(1, f"its job {self.job.job_id} failed: {value.strip().splitlines()[-1]}")
         elif self._stopped:
-            if State.read(self.home).status != "running" and not is_locked(self.home):
+            killed = time.monotonic() - self._killed > KILLED
+            if killed or (State.read(self.home).status != "running" and not is_locked(self.home)):
                 self._ended(130)
         elif self._is_gone():
             state = self.queue.last_state(self.job)
@@ -194,10 +200,12 @@ class OnSlurm:
     def terminate(self) -> None:
         self._stopped = True
         (self.home / NOTE).unlink(missing_ok=True)  # the same command submits another job: this one may linger
-        self.queue.cancel(self.job)
+        self.queue.cancel(self.job, self.home)
 
     def kill(self) -> None:
-        self.queue.cancel(self.job, kill=True)
+        if self._killed == math.inf:
+            self._killed = time.monotonic()
+            self.queue.cancel(self.job, self.home, kill=True)
 
 
 def output(command: list[str]) -> str | None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,18 @@ def test_an_interrupted_launcher_cancels_its_jobs_which_save(grid: Path) -> None
     wait_for(lambda: not any(alive(status["pid"]) for status in running.values()), 10)
     for home in running:
         assert State.read(home).status == "interrupted" and not (home / "job.json").exists()
+
+
+def test_a_second_signal_kills_a_job_s_trial_that_does_not_listen(grid: Path) -> None:
+    process = run(grid, "grid.yaml", "seeds=[0]", *LOCAL)
+    running = wait_for(lambda: training(grid / "runs", 0) or process.poll() is not None)
+    (pid,) = halt(running)  # it can't
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    out, _ = process.communicate(timeout=25)  # less than the grace
+    assert process.returncode == 130, out
+    wait_for(lambda: not alive(pid), 10)
 
 
 def test_a_failing_job_s_trial_has_its_reason_and_the_other_finishes(tmp_path: Path) -> None:
