@@ -11,6 +11,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
@@ -18,10 +19,12 @@ from typing import NoReturn
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from gla_ablate.errors import ConfigError
+from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.experiment import Experiment, Trial, load_experiment, record, trials
+from gla_ablate.launch.slurm_options import slurm_option
 from gla_ablate.status import read_json, write_json
 
+LAUNCHERS = ("local", "ray", "slurm")
 NAMED = 5  # trials that are named of those that don't belong to the grid any more
 WIDTH_OF_A_LOG = 160  # columns of a table that isn't printed on a terminal
 
@@ -61,6 +64,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=_from(1), help="trials at a time (default: one per GPU, else 2)")
     parser.add_argument("--per-gpu", type=_from(1), metavar="N", help="trials at a time on each GPU (default: 1)")
+    parser.add_argument(
+        "--launcher",
+        type=_launcher,
+        default="local",
+        metavar="local|ray|slurm",
+        help="where trials run (default: local)",
+    )
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        type=slurm_option,
+        default=[],
+        metavar="key=value",
+        help="of each trial's job, such as partition=gpu",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all experiments (default: runs)")
     parser.add_argument("--retry-failed", action="store_true", help="also trials that failed by a fault of their own")
     parser.add_argument(
@@ -87,12 +105,19 @@ def _from(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def _launcher(text: str) -> str:
+    if text not in LAUNCHERS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes local, ray or slurm{nearest(text, LAUNCHERS)}")
+    return text
+
+
 def _run(given: argparse.Namespace) -> int:
     # Late imports: torch takes seconds that --help and a mistyped file shouldn't cost, and pandas seconds that only
     # the report should.
     console = _console()
     if given.frozen:
         _check_frozen()
+    _check_launcher(given)
     if given.experiment is not None and given.experiment.is_dir():
         return _run_again(given, console)
     if given.experiment is None:
@@ -110,7 +135,8 @@ def _run(given: argparse.Namespace) -> int:
         from gla_ablate.launch.slots import divide
         from gla_ablate.listing import print_trials
 
-        print_trials(grid, console, given.out, divide(given.jobs, given.per_gpu))
+        here = given.launcher == "local"
+        print_trials(grid, console, given.out, divide(given.jobs, given.per_gpu if here else None))
         return 0
     folder = given.out / experiment.name
     if given.status:
@@ -131,6 +157,14 @@ def _run(given: argparse.Namespace) -> int:
     return code
 
 
+def _check_launcher(given: argparse.Namespace) -> None:
+    """That what is given goes with it."""
+    if given.slurm and given.launcher != "slurm":
+        raise ConfigError(f"--slurm: goes with --launcher slurm, not with {given.launcher}")
+    if given.per_gpu and given.launcher == "slurm":
+        raise ConfigError("--per-gpu: SLURM gives a job GPUs of its own (--slurm gpus_per_node=1), not a part of one")
+
+
 def _check_frozen() -> None:
     from gla_ablate.stamp import PACKAGE, git_state
 
@@ -145,7 +179,9 @@ def _run_again(given: argparse.Namespace, console: Console) -> int:
     """The trial in the folder that was given."""
     from gla_ablate.launch.again import run_again
 
-    for name, value in {"key=value": given.overrides, "--dry-run": given.dry_run, "--status": given.status,
+    elsewhere = given.launcher != "local"
+    for name, value in {"key=value": given.overrides, "--launcher": elsewhere, "--slurm": given.slurm,
+                        "--dry-run": given.dry_run, "--status": given.status,
                         "--report": given.report, "--list-gates": given.list_gates}.items():  # fmt: skip
         if value:
             raise ConfigError(f"{name}: a trial's folder ({given.experiment}) takes none; an experiment's YAML does")
@@ -164,12 +200,11 @@ def _launch(
     """Run what is left to run of `grid` in `folder`; the exit code."""
     from gla_ablate.launch.local import prepare, run_trials
     from gla_ablate.launch.overview import HOLDER, not_of, who
-    from gla_ablate.launch.processes import starter
-    from gla_ablate.launch.slots import divide
+    from gla_ablate.launch.places import launcher
     from gla_ablate.launch.view import make_view
     from gla_ablate.trial import is_finished
 
-    slots = divide(given.jobs, given.per_gpu)
+    place_of = launcher(given.launcher, given.jobs, given.per_gpu, given.slurm)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "run.lock")
@@ -179,9 +214,9 @@ def _launch(
         raise ConfigError(f"{folder}: another run.py is at work here{who(holder)}") from error
     except OSError as error:
         raise ConfigError(f"--out: {folder}: {(error.strerror or str(error)).lower()}") from error
-    with lock:
+    with lock, ExitStack() as stack:
         now = datetime.now().astimezone().isoformat(" ", "seconds")
-        holder = {"process": os.getpid(), "on": platform.node(), "since": now, "slots": len(slots)}
+        holder = {"process": os.getpid(), "on": platform.node(), "since": now}
         write_json(folder / HOLDER, holder)
 
         def say(text: str) -> None:
@@ -193,7 +228,11 @@ def _launch(
         left = max(len(grid) - len(todo) - done, 0)
         skipped = f", {done} finished already" if done else ""
         skipped += f", {left} failed before (--retry-failed runs them again)" if left else ""
-        at_once = f", {len(slots)} at a time" if todo else ""
+        at_once = ""
+        if todo:  # else there is no need of a server that imports for seconds, or of a cluster
+            place = stack.enter_context(place_of.open(todo, folder))
+            at_once = f", {place.count} at a time{place.where}"
+            write_json(folder / HOLDER, holder | {"slots": place.count})
         summary = f"{experiment.name}: {len(grid)} trials{skipped}{at_once}, in {folder}"
         say(summary)
         others = not_of(grid, folder)
@@ -201,10 +240,10 @@ def _launch(
             names = ", ".join(others[:NAMED]) + ", …" * (len(others) > NAMED)
             say(f"{len(others)} trials there are not of this grid, and stay as they are: {names}")
         interrupted = False
-        if todo:  # else there is no need of a server that imports for seconds
-            with make_view(console, todo, done, left, len(slots)) as view:
+        if todo:
+            with make_view(console, todo, done, left, place.count) as view:
                 options = {"max_retries": given.max_retries, "fail_fast": given.fail_fast}
-                interrupted = run_trials(todo, folder, slots, view, starter(slots), **options)
+                interrupted = run_trials(todo, folder, place.slots, view, place.start, **options)
         (folder / HOLDER).unlink(missing_ok=True)
     if interrupted:
         console.print("interrupted; the same command goes on with what is left", highlight=False)

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from gla_ablate.config import Config
 from gla_ablate.data.module import DataModule
@@ -73,7 +74,10 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
         gradient_clip_val=config.optim.grad_clip,
         logger=[csv, tensorboard],
         callbacks=[log, GateStatistics(config.data["seq_len"]), checkpoints],
-        plugins=[AtomicCheckpointIO()],
+        # A job of SLURM is no environment of Lightning's: it would count SLURM's tasks, requeue the job, and go on from
+        # an hpc_ckpt that lies about; the launcher does what is to be done.
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        default_root_dir=folder,
         enable_checkpointing=False,  # by Lightning's own callback
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -57,6 +57,32 @@ BAD = {
     "retries of no number": (TINY, ["--max-retries", "x"], "--max-retries: got 'x', takes a whole number from 0"),
     "no time": (TINY + "  trainer.max_time: 0", [], "trainer.max_time: got 0.0, takes a number above 0, or null"),
     "an unknown flag": (TINY, ["--dryrun"], "--dryrun"),
+    "an unknown launcher": (
+        TINY,
+        ["--launcher", "slrum"],
+        "--launcher: got 'slrum', takes local, ray or slurm, did you",
+    ),
+    "an option of SLURM's elsewhere": (
+        TINY,
+        ["--slurm", "time=3"],
+        "--slurm: goes with --launcher slurm, not with local",
+    ),
+    "no such option of SLURM's": (
+        TINY,
+        ["--slurm", "partitoin=a"],
+        "no such key 'partitoin', did you mean 'partition'?",
+    ),
+    "SLURM's time in hours": (
+        TINY,
+        ["--slurm", "time=1:00"],
+        "time: got '1:00', takes a whole number of minutes from 1",
+    ),
+    "no value for SLURM": (TINY, ["--slurm", "time"], "--slurm: got 'time', takes key=value"),
+    "a part of a GPU of SLURM's": (
+        TINY,
+        ["--launcher", "slurm", "--per-gpu", "2"],
+        "--per-gpu: SLURM gives a job GPUs",
+    ),
     "two things at once": (TINY, ["--dry-run", "--report"], "not allowed with"),
     "a report of nothing": (TINY, ["--report"], "no experiment.json"),
 }

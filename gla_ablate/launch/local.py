@@ -1,4 +1,4 @@
-"""Trials as processes on this machine, so many at a time, each on its slot's GPU and threads."""
+"""Trials as processes, so many at a time, each on its slot's GPU and threads; where, is for `Start` to say."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from gla_ablate.trial import DISK_FULL, is_finished
 POLL = 0.1  # seconds between looks at the processes
 GRACE = 30.0  # seconds from SIGTERM to SIGKILL: a trial may be writing a checkpoint
 SHOWN = 5  # lines of the log of a trial that failed
+LOSSES = 3  # how often a trial starts again whose node was lost, say
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Running:
     process: Process
     slot: dict[str, str]
     log_from: int  # bytes of log.txt that are of earlier attempts
+    shown: bool = False  # as started
 
 
 class Stop:
@@ -93,7 +95,8 @@ def prepare(
                 say(f"{set_aside(home / name)}: damaged, so set aside; the trial runs again")
         unlinked(home / "config.yaml")
         write_config(trial.config, home / "config.yaml")
-        State(max_steps=trial.config.trainer.max_steps).write(home)
+        if not is_locked(home):  # else it still runs, and says so itself
+            State(max_steps=trial.config.trainer.max_steps).write(home)
     return todo
 
 
@@ -118,30 +121,43 @@ def run_trials(
     keep `view` informed.
 
     A trial that fails doesn't disturb the others; with `fail_fast` it ends them, as a signal does. One that was killed
-    runs again, up to `max_retries` times. SIGINT or SIGTERM interrupts the running ones and starts no more. Returns
-    whether it came to that; how each trial ended stands in its folder.
+    runs again, up to `max_retries` times; one that was lost with its node, up to `LOSSES` times. SIGINT or SIGTERM
+    interrupts the running ones and starts no more. Returns whether it came to that; how each trial ended stands in its
+    folder.
     """
     queue, free, running = deque(todo), list(slots), list[Running]()
     retries = dict.fromkeys((trial.id for trial in todo), max_retries)
+    losses = dict.fromkeys(retries, LOSSES)
     failed, deadline = False, float("inf")
     with stop_on_signals() as stop, none_alone(running):
         while running or (queue and not (stop or failed)):
             for _ in range(min(len(free), len(queue)) if not (stop or failed) else 0):
                 trial = queue.popleft()
-                if is_locked(folder / trial.id):  # an earlier launcher was killed and its trial is still ending
+                if not start.waits and is_locked(folder / trial.id):  # an earlier process of it is still ending
                     queue.append(trial)
                     continue
-                running.append(_start(trial, folder / trial.id, free.pop(0), start))
-                view.started(trial)
-            for ended in [r for r in running if r.process.poll() is not None]:
+                begun = _start(trial, folder / trial.id, free[0], start)
+                if begun is None:
+                    queue.appendleft(trial)
+                    break
+                free.pop(0)
+                running.append(begun)
+            finished = [r for r in running if r.process.poll() is not None]
+            for r in running:
+                if r.process.begun and not r.shown:
+                    r.shown = True
+                    view.started(r.trial)
+            for ended in finished:
                 running.remove(ended)
                 free.append(ended.slot)
                 home = folder / ended.trial.id
                 state = _final_state(home, ended, bool(stop) or failed)
-                log = last_lines(home / "log.txt", SHOWN, ended.log_from) if state.status in FAILED else []
+                shown = SHOWN if state.status in FAILED and not ended.process.again else 0
+                log = last_lines(home / "log.txt", shown, ended.log_from)
                 view.ended(ended.trial, state, log)
-                if state.status == "killed" and retries[ended.trial.id] and not (stop or failed):
-                    retries[ended.trial.id] -= 1
+                left = losses if ended.process.again else retries
+                if state.status == "killed" and left[ended.trial.id] and not (stop or failed):
+                    left[ended.trial.id] -= 1
                     with suppress(OSError):
                         State(step=state.step, max_steps=state.max_steps).write(home)
                     queue.append(ended.trial)
@@ -151,22 +167,26 @@ def run_trials(
                 deadline = time.monotonic() + GRACE
                 for r in running:
                     r.process.terminate()
+                running[:] = [r for r in running if r.process.begun]
                 view.stopping(len(running))
             if stop.count + failed > 1 or time.monotonic() > deadline:
                 for r in running:
                     r.process.kill()
-            view.tick({r.trial.id: State.read(folder / r.trial.id) for r in running})
+            view.tick({r.trial.id: State.read(folder / r.trial.id) for r in running if r.shown})
             time.sleep(POLL)
         return bool(stop)
 
 
-def _start(trial: Trial, home: Path, slot: dict[str, str], start: Start) -> Running:
+def _start(trial: Trial, home: Path, slot: dict[str, str], start: Start) -> Running | None:
     """The trial in `home` as a process in a session of its own: Ctrl-C reaches the launcher, which tells it on."""
     if not (home / "config.yaml").is_file():  # somebody has cleared up since it was prepared
         home.mkdir(parents=True, exist_ok=True)
         write_config(trial.config, home / "config.yaml")
+    if not start.waits and (before := State.read(home)).status != "queued":  # what ended since has said how
+        State(step=before.step, max_steps=before.max_steps).write(home)
     with open(unlinked(home / "log.txt"), "ab") as log:
-        return Running(trial, start(home, slot, log), slot, log.tell())
+        process = start(home, slot, log)
+        return Running(trial, process, slot, log.tell()) if process else None
 
 
 def is_locked(home: Path) -> bool:
@@ -182,10 +202,13 @@ def _final_state(home: Path, ended: Running, stopped: bool) -> State:
     """How the trial in `home` ended. One that left no final status of its own gets it here, with what is known."""
     state, returncode = State.read(home), ended.process.returncode
     assert returncode is not None
-    if is_finished(home) or state.status in ("interrupted", *FAILED):
+    outside = ended.process.ended_by if not stopped else None
+    if is_finished(home) or (state.status in ("interrupted", *FAILED) and not outside):
         return state
     if stopped:
         state.status, state.reason = "interrupted", f"at step {state.step}"
+    elif outside:
+        state.status, state.reason = "killed", outside
     elif returncode < 0:
         name = signal.Signals(-returncode).name
         hint = ", perhaps for want of memory" if -returncode == signal.SIGKILL else ""
@@ -203,6 +226,8 @@ def _final_state(home: Path, ended: Running, stopped: bool) -> State:
 
 def last_lines(log: Path, count: int, start: int = 0) -> list[str]:
     """From byte `start` on, those that have something in them, each of 200 characters at most."""
+    if not count:
+        return []
     try:
         lines = log.read_bytes()[start:].decode("utf-8", errors="replace").split("\n")
     except OSError:

@@ -29,9 +29,12 @@ COMMAND = (sys.executable, "-m", "gla_ablate.trial")
 
 
 class Process(Protocol):
-    """As `subprocess.Popen` has it: a negative return code is a signal's number."""
+    """As `subprocess.Popen` has it: a negative return code is a signal's number. It may be on another machine."""
 
     returncode: int | None
+    begun: bool  # until then it waits for a place, and `terminate` takes it back without a trace
+    ended_by: str | None  # what ended it from outside, where that isn't a signal: "its node was lost"
+    again: bool  # whether that asks for another start, elsewhere
 
     def poll(self) -> int | None: ...
 
@@ -41,19 +44,34 @@ class Process(Protocol):
 
 
 class Start(Protocol):
-    """Begins the trial in a folder, in a slot of the machine, with what it prints appended to a log."""
+    """Begins the trial in a folder, in a slot of the machine, with what it prints appended to a log. None: not now."""
 
-    def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> Process: ...
+    waits: bool  # whether the process waits by itself for another that still holds the trial's lock
+
+    def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> Process | None: ...
+
+
+class Here:
+    """Of a process on this machine, which begins at once and ends by a signal or by itself."""
+
+    begun, again = True, False
+    ended_by: str | None = None
+
+
+class Spawned(Here, subprocess.Popen[bytes]):
+    pass
 
 
 class Spawn:
     """Starts `command` with the trial's folder as its last argument."""
 
+    waits = False
+
     def __init__(self, command: tuple[str, ...] = COMMAND) -> None:
         self.command = command
 
     def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> Process:
-        return subprocess.Popen(
+        return Spawned(
             [*self.command, str(home)],
             env={**os.environ, **surroundings(), **slot, "GLA_ABLATE_PARENT": str(os.getpid())},
             stdin=subprocess.DEVNULL,
@@ -65,6 +83,8 @@ class Spawn:
 
 class Fork:
     """Forks a server that begins to import when this is made."""
+
+    waits = False
 
     def __init__(self) -> None:
         self.code = code_state()  # which is what the server imports, whatever is edited later
@@ -91,7 +111,7 @@ def no_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-class Forked:
+class Forked(Here):
     def __init__(self, process: ForkServerProcess) -> None:
         self.process = process
         self.returncode: int | None = None

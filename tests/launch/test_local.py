@@ -17,8 +17,8 @@ from rich.console import Console
 from gla_ablate.config import Config, read_yaml
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
-from gla_ablate.launch.local import prepare, run_trials
-from gla_ablate.launch.processes import Spawn
+from gla_ablate.launch.local import LOSSES, prepare, run_trials
+from gla_ablate.launch.processes import Spawn, Start
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import View
 
@@ -66,14 +66,20 @@ class Launcher:
         self.console = Console(file=StringIO(), width=200)
 
     def __call__(
-        self, *names: str, slots: list[dict[str, str]] | int = 2, retry_failed: bool = False, **options: Any
+        self,
+        *names: str,
+        slots: list[dict[str, str]] | int = 2,
+        retry_failed: bool = False,
+        start: Start | None = None,
+        **options: Any,
     ) -> bool:
         trials = [Trial(name, {}, seed, Config(seed=seed)) for seed, name in enumerate(names)]
         todo = prepare(trials, self.folder, retry_failed)
         self.ran = [trial.id for trial in todo]
         slots = [{}] * slots if isinstance(slots, int) else slots
         with View(self.console, todo, len(trials) - len(todo)) as view:
-            return run_trials(todo, self.folder, slots, view, Spawn((sys.executable, str(self.script))), **options)
+            start = start or Spawn((sys.executable, str(self.script)))
+            return run_trials(todo, self.folder, slots, view, start, **options)
 
     def state(self, name: str) -> State:
         return State.read(self.folder / name)
@@ -250,3 +256,56 @@ def test_a_trial_has_the_environment_of_its_slot_and_knows_its_parent(launch):
     assert (env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"]) == ("3", "7")
     assert env["GLA_ABLATE_PARENT"] == str(os.getpid())
     assert env["PYTHONPATH"].split(os.pathsep)[0] == str(Path(__file__).parents[2])
+
+
+class Elsewhere:
+    """A process of another machine's: it waits for a place, and is lost once it has one that isn't to be had."""
+
+    def __init__(self, home: Path, gets_a_place: bool) -> None:
+        self.home, self.gets_a_place = home, gets_a_place
+        self.returncode, self.begun, self.ended_by, self.again = None, False, None, False
+        (home / "ready").touch()
+
+    def poll(self) -> int | None:
+        if self.begun:
+            self.returncode, self.ended_by, self.again = -9, "its node was lost", True
+        elif self.gets_a_place:
+            self.begun = True
+            State("interrupted", step=3, max_steps=9).write(self.home)  # as its end is told there
+        return self.returncode
+
+    def terminate(self) -> None:
+        self.taken_back = True
+
+    kill = terminate
+
+
+class StartElsewhere:
+    waits = False
+
+    def __init__(self, gets_a_place: bool = True) -> None:
+        self.gets_a_place, self.started, self.asked = gets_a_place, [], 0
+
+    def __call__(self, home: Path, slot: dict[str, str], log: Any) -> Elsewhere | None:
+        self.asked += 1
+        if self.asked % 2:
+            return None  # not now
+        self.started.append(Elsewhere(home, self.gets_a_place))
+        return self.started[-1]
+
+
+def test_a_lost_trial_starts_again_so_many_times_beside_those_that_were_killed(launch):
+    start = StartElsewhere()
+    assert launch("lost", start=start, max_retries=0) is False
+    assert len(start.started) == 1 + LOSSES and launch.printed.count("started      lost") == 1 + LOSSES
+    assert (launch.state("lost").status, launch.state("lost").reason) == ("killed", "its node was lost")
+    assert launch.state("lost").step == 3
+
+
+def test_a_trial_that_waits_for_a_place_is_not_shown_as_started_and_is_taken_back(launch, signals):
+    start = StartElsewhere(gets_a_place=False)
+    signals(signal.SIGTERM, once_ready=["a", "b"])
+    assert launch("a", "b", "c", start=start) is True
+    assert "started" not in launch.printed and "stopping 0 running trials" in launch.printed
+    assert [process.taken_back for process in start.started] == [True, True]
+    assert {launch.state(name).status for name in "abc"} == {"queued"}

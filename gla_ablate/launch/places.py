@@ -1,0 +1,114 @@
+"""Where a grid runs: `--launcher local`, `ray` or `slurm`, with what is checked of each before anything starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gla_ablate.errors import ConfigError
+from gla_ablate.experiment import Trial
+from gla_ablate.launch.on_ray import StartOnRay, address, cluster, share
+from gla_ablate.launch.processes import Start, starter
+from gla_ablate.launch.slots import divide
+from gla_ablate.launch.slurm_options import CLUSTER, complete
+
+JOBS = 32  # of SLURM at a time, where nobody has said
+
+
+@dataclass(frozen=True)
+class Place:
+    """`slots`: the environment of each trial that may be under way. `count` of them run at the same time, as far as is
+    known."""
+
+    start: Start
+    slots: list[dict[str, str]]
+    count: int
+    where: str = ""  # in a summary
+
+
+class Launcher(Protocol):
+    def open(self, todo: list[Trial], folder: Path) -> AbstractContextManager[Place]:
+        """Raises `ConfigError` for what only shows there: a cluster that can't be reached, say."""
+
+
+class Local:
+    def __init__(self, jobs: int | None, per_gpu: int | None) -> None:
+        self.slots = divide(jobs, per_gpu)
+
+    @contextmanager
+    def open(self, todo: list[Trial], folder: Path) -> Iterator[Place]:
+        yield Place(starter(self.slots), self.slots, len(self.slots))
+
+
+class Ray:
+    def __init__(self, jobs: int | None, per_gpu: int | None) -> None:
+        check_installed("ray")
+        self.jobs, self.per_gpu = jobs, per_gpu
+        self.threads, self.address = threads(), address()
+
+    @contextmanager
+    def open(self, todo: list[Trial], folder: Path) -> Iterator[Place]:
+        with cluster(self.address) as nodes:
+            gpu = os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+            part = share(nodes, self.jobs, self.per_gpu, self.threads, gpu)
+            slots = [{"OMP_NUM_THREADS": str(part.cpus)}] * (self.jobs or len(todo))
+            where = f" on a Ray cluster of {len(nodes)} node{'s' * (len(nodes) > 1)}"
+            yield Place(StartOnRay(part), slots, min(part.places, len(todo)), where)
+
+
+class Slurm:
+    def __init__(self, jobs: int | None, given: Sequence[tuple[str, Any]]) -> None:
+        check_installed("submitit", extra="slurm")
+        self.jobs, self.options = jobs, complete(given, threads())
+        for command in ("sbatch", "srun", "squeue"):
+            if self.options[CLUSTER] == "slurm" and shutil.which(command) is None:
+                raise ConfigError(
+                    f"--launcher slurm: there is no {command} here, so this is no machine of a SLURM cluster "
+                    "(--slurm cluster=local tries the jobs on this one)"
+                )
+
+    @contextmanager
+    def open(self, todo: list[Trial], folder: Path) -> Iterator[Place]:
+        from gla_ablate.launch.on_slurm import StartOnSlurm
+
+        if self.options[CLUSTER] == "local":
+            slots = divide(self.jobs)
+            count = len(slots)
+        else:
+            slots = [{"OMP_NUM_THREADS": str(threads() or self.options["cpus_per_task"])}] * len(todo)
+            count = min(self.jobs or JOBS, len(todo))
+        start = StartOnSlurm(folder, self.options, count)
+        new = start.take_up([folder / trial.id for trial in todo])
+        found = len(todo) - len(new)
+        try:
+            if self.options[CLUSTER] == "slurm":
+                start.submit(new, slots[0])
+            yield Place(start, slots, count, " as jobs" + f", {found} of them submitted before" * (found > 0))
+        except KeyboardInterrupt:  # before anybody watches them
+            start.cancel()
+            raise
+
+
+def launcher(name: str, jobs: int | None, per_gpu: int | None, slurm: Sequence[tuple[str, Any]]) -> Launcher:
+    """The one of that name. Raises `ConfigError` for what it lacks here."""
+    if name == "slurm":
+        return Slurm(jobs, slurm)
+    return (Ray if name == "ray" else Local)(jobs, per_gpu)
+
+
+def check_installed(package: str, extra: str | None = None) -> None:
+    if importlib.util.find_spec(package) is None:
+        extra = extra or package
+        raise ConfigError(f"--launcher {extra}: needs {package}, which isn't installed: pip install -e '.[{extra}]'")
+
+
+def threads() -> int | None:
+    """The user's own number of threads for each trial."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else None

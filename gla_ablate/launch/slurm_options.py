@@ -1,0 +1,39 @@
+"""`--slurm key=value`: what may be asked of sbatch for each trial's job. What isn't here, sbatch takes from `SBATCH_…`
+variables of the environment."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Iterable
+from typing import Any
+
+from gla_ablate.errors import nearest
+
+NUMBERS = ("time", "cpus_per_task", "cpus_per_gpu", "gpus_per_node", "signal_delay_s")  # time in minutes
+WORDS = (
+    "partition", "account", "qos", "constraint", "mem", "mem_per_cpu", "mem_per_gpu", "gres", "nodelist", "exclude",
+    "comment", "dependency", "mail_type", "mail_user", "wckey",
+)  # fmt: skip
+CLUSTER = "cluster"  # slurm, or local: submitit's stand-in on this machine
+TAKEN = (*NUMBERS, *WORDS, CLUSTER)
+MINUTES = 240  # of a job, after which it is requeued and goes on
+
+
+def slurm_option(text: str) -> tuple[str, Any]:
+    """`"time=60"` → `("time", 60)`. Raises argparse's error for a key or a value that isn't taken."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise ArgumentTypeError(f"got {text!r}, takes key=value")
+    if key not in TAKEN:
+        raise ArgumentTypeError(f"no such key {key!r}{nearest(key, TAKEN) or ', takes ' + ', '.join(sorted(TAKEN))}")
+    if key in NUMBERS and not (value.isdigit() and int(value)):
+        unit = " of minutes" if key == "time" else ""
+        raise ArgumentTypeError(f"{key}: got {value!r}, takes a whole number{unit} from 1")
+    if key == CLUSTER and value not in ("slurm", "local"):
+        raise ArgumentTypeError(f"{key}: got {value!r}, takes slurm or local")
+    return key, int(value) if key in NUMBERS else value
+
+
+def complete(given: Iterable[tuple[str, Any]], threads: int | None) -> dict[str, Any]:
+    """The options with what isn't given: the time, and a CPU for each of the trial's `threads`."""
+    return {"time": MINUTES, "cpus_per_task": threads or 1, CLUSTER: "slurm", **dict(given)}
