@@ -65,13 +65,15 @@ def left_over(folder: Path) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Of so many nodes as the test's parameter says, of one CPU each."""
     from ray.cluster_utils import Cluster
 
     options = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args=options)
-    cluster.add_node(**options)
+    for _ in range(request.param - 1):
+        cluster.add_node(**options)
     yield cluster
     cluster.shutdown()
 
@@ -87,6 +89,7 @@ def on_second_node(cluster: Any, running: dict[Path, dict[str, Any]]) -> tuple[P
     return None
 
 
+@pytest.mark.parametrize("cluster", [2], indirect=True, ids=["2 nodes"])
 def test_a_lost_node_s_trial_goes_on_elsewhere_as_if_nothing_had_been(cluster: Any, grid: Path) -> None:
     whole = run(grid, "grid.yaml", "--out", "whole")
     assert whole.wait(180) == 0, whole.communicate()
@@ -115,6 +118,7 @@ def test_a_lost_node_s_trial_goes_on_elsewhere_as_if_nothing_had_been(cluster: A
     assert len(trials(grid / "runs")) == 2
 
 
+@pytest.mark.parametrize("cluster", [1], indirect=True, ids=["1 node"])
 def test_trials_wait_for_a_place_and_one_that_fails_leaves_the_others_alone(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "gates.py").write_text(GATES_OF_THE_COMMAND)
     broken = "grid: {model.gate: [{name: e2e_broken}, {name: none}]}\nplugins: [gates.py]\n"
