@@ -147,7 +147,8 @@ def trials(experiment: Experiment) -> list[Trial]:
     laid: list[dict[str, Any]] = []
     with located(where):
         for point in points(experiment.axes):
-            values = interpolate(merge(merge(experiment.values, point), experiment.overrides))
+            given = merge(merge(experiment.values, point), experiment.overrides)
+            values = interpolate(given)
             if any(matches(values, condition) for condition in experiment.exclude):
                 continue
             try:
@@ -156,7 +157,7 @@ def trials(experiment: Experiment) -> list[Trial]:
                 at = f" (at {spell(point)})" if point else ""
                 raise ConfigError(f"{error}{at}") from error
             grid.append((point, config))
-            laid.append(values)
+            laid.append(given)
         if not grid:
             raise ConfigError("exclude: leaves no point of the grid")
         if experiment.match:
@@ -167,12 +168,42 @@ def trials(experiment: Experiment) -> list[Trial]:
 def _matched(
     grid: list[tuple[Row, Config]], laid: list[dict[str, Any]], experiment: Experiment
 ) -> list[tuple[Row, Config]]:
-    """The grid with as many parameters at every point as with the baseline's values, which are put over those that
-    were `laid`."""
+    """The grid with as many parameters at every point as at its baseline: the one point of the grid that has the
+    baseline's values and else the same as the point, or where there isn't one, it is excluded, say, what the baseline's
+    values make of those that were `laid` for the point."""
     baseline = experiment.report.baseline
-    measures = [resolve(interpolate(merge(values, baseline))) if baseline else grid[0][1] for values in laid]
-    points = [(point, config, measure) for (point, config), measure in zip(grid, measures, strict=True)]
+    own = [bool(baseline) and matches(to_dict(config), baseline) for _, config in grid]
+    rests = [json.dumps(_rest(point, baseline), sort_keys=True, default=str) for point, _ in grid]
+    ones: dict[str, list[Config]] = {}
+    for rest, is_one, (_, config) in zip(rests, own, grid, strict=True):
+        if is_one:
+            ones.setdefault(rest, []).append(config)
+
+    def measure(i: int) -> Config:
+        point, config = grid[i]
+        if not baseline:
+            return grid[0][1]
+        found = [config] if own[i] else ones.get(rests[i], [])
+        if len(found) == 1:
+            return found[0]
+        try:
+            return resolve(interpolate(merge(laid[i], baseline)))
+        except ConfigError as error:
+            raise ConfigError(f"match: the baseline of {spell(point)}: {error}") from error
+
+    points = [(point, config, measure(i)) for i, (point, config) in enumerate(grid)]
     return [(point, config) for (point, _), config in zip(grid, matched(points, str(experiment.match)), strict=True)]
+
+
+def _rest(point: Row, baseline: Mapping[str, Any]) -> Row:
+    """The factors of a point that the baseline leaves alone: neither set by it, whole or in part, nor an option of a
+    name that it sets."""
+    families = tuple(key.removesuffix("name") for key in baseline if key.endswith(".name"))
+
+    def is_set(factor: str) -> bool:
+        return any(f"{key}.".startswith(f"{factor}.") or f"{factor}.".startswith(f"{key}.") for key in baseline)
+
+    return {key: value for key, value in point.items() if not (is_set(key) or key.startswith(families))}
 
 
 def _with_seeds(grid: list[tuple[Row, Config]], seeds: list[int]) -> list[Trial]:

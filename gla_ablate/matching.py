@@ -2,8 +2,8 @@
 
 A gate brings parameters of its own. Here the rest of the model gives them up, or takes them: the SwiGLU's width, or
 with `match: {params: model.dim}` the model's width first and the SwiGLU's for what is then left. The measure is the
-report's baseline: every point gets as many parameters as the same point has with the baseline's values in place of its
-own; without a baseline, as many as the grid's first point.
+report's baseline: every point gets as many parameters as the point that has the baseline's values and else its own;
+without a baseline, as many as the grid's first point.
 """
 
 from __future__ import annotations
@@ -85,10 +85,12 @@ def solve(model: ModelConfig, key: str, target: int, count: Callable[[ModelConfi
 def with_dim(model: ModelConfig, target: int, count: Callable[[ModelConfig], int]) -> ModelConfig:
     """The width among those that the heads allow at which there are nearly as many parameters as wanted."""
     from gla_ablate.model import check_model
+    from gla_ablate.model.shapes import MAX_HEAD_DIM
 
     def allowed(dim: int) -> bool:
         widths = [dim * model.expand_k, dim * model.expand_v]
-        return all(abs(width - round(width)) < 1e-6 and round(width) % model.heads == 0 for width in widths)
+        whole = all(abs(width - round(width)) < 1e-6 and round(width) % model.heads == 0 for width in widths)
+        return whole and max(widths) <= MAX_HEAD_DIM * model.heads
 
     dims = [dim for dim in range(math.ceil(model.dim / SEARCHED), int(model.dim * SEARCHED) + 1) if allowed(dim)]
     low, high = 0, len(dims) - 1

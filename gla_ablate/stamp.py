@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,12 +45,14 @@ def uncommitted(folder: Path) -> str:
     """What the checkout that holds `folder` has beyond its commit, files in `folder` that git doesn't know included, as
     a diff that any clone can apply, whatever the user's settings; "" outside of one."""
     plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/")
-    index = git(folder, "rev-parse", "--path-format=absolute", "--git-path", "index")
+    index = git(folder, "rev-parse", "--git-path", "index")
     if index is None:
         return ""
     with tempfile.TemporaryDirectory() as place:  # a copy of the user's index, to which new files can be added
-        with suppress(OSError):
-            shutil.copy2(index.rstrip("\n"), f"{place}/index")
+        try:
+            shutil.copy2(folder / index.rstrip("\n"), f"{place}/index")
+        except OSError:  # of a checkout without a file
+            return ""
         copied = {"GIT_INDEX_FILE": f"{place}/index"}
         git(folder, "add", "--intent-to-add", "--", str(folder), **copied)
         return git(folder, "diff", "HEAD", "--binary", *plain, **copied) or ""

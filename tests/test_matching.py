@@ -82,6 +82,26 @@ def test_a_point_whose_baseline_is_excluded_is_measured_all_the_same(expand):
     assert all(near(trial, none) for trial in others)
 
 
+def test_the_measure_is_the_grid_s_own_point_where_it_has_one(expand):
+    """A baseline that names a gate means the one of the grid, with its rank, and a reference is followed there."""
+    named = "report: {baseline: {model.gate.name: data_dependent}}\nmatch: params\n"
+    none, dependent = expand(f"grid: {{model.gate: [{{name: none}}, {{name: data_dependent, rank: 64}}]}}\n{named}")
+    assert dependent.config.model.ffn_ratio == ModelConfig().ffn_ratio and near(none, dependent)
+    other = expand(
+        'set: {model.expand_v: "${model.expand_k}"}\ngrid: {model.expand_k: [0.5, 1.0], model.heads: [1, 2]}\n'
+        "exclude: [{model.expand_k: 0.5, model.heads: 2}]\nreport: {baseline: {model.expand_k: 0.5}}\nmatch: params\n"
+    )
+    small = other[0]
+    assert small.config.model.expand_v == 0.5 and all(near(trial, small) for trial in other)
+
+
+def test_a_width_stays_within_what_a_head_can_have(expand):
+    text = f"grid: {{model.gate: {GATES}}}\nset: {{model: {{dim: 512, heads: 1, expand_k: 1.0}}}}\n"
+    baseline = "report: {baseline: {model.gate: {name: data_dependent, rank: 64}}}\n"
+    found = expand(f"{text}{baseline}match: {{params: model.dim}}\n")
+    assert all(trial.config.model.dim <= 512 and near(trial, found[2]) for trial in found)
+
+
 def test_layers_can_be_matched_too(expand):
     two, four = expand("grid: {model.layers: [2, 4]}\nmatch: {params: model.dim}\n")
     assert near(four, two) and four.config.model.dim < two.config.model.dim

@@ -11,6 +11,7 @@ import getpass
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import time
@@ -53,17 +54,16 @@ class Queue(Protocol):
 
 class SlurmQueue:
     def __init__(self) -> None:
-        self.looked, self.jobs = -EVERY, set[str]()
+        self.looked = -EVERY
+        self.jobs: set[str] | None = None  # None: nothing is known, SLURM's controller is busy or down
 
     def holds(self, job: submitit.Job[int]) -> bool:
         if time.monotonic() - self.looked >= EVERY:
             command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i"]
             listed = output(command)
             self.looked = time.monotonic()
-            if listed is None:  # SLURM's controller is busy or down: nothing is known
-                return True
-            self.jobs = set(listed.split())
-        return job.job_id in self.jobs
+            self.jobs = None if listed is None else set(listed.split())
+        return self.jobs is None or job.job_id in self.jobs
 
     def cancel(self, job: submitit.Job[int], home: Path, kill: bool = False) -> None:
         output(["scancel", *(["--signal=KILL"] if kill else []), job.job_id])
@@ -118,8 +118,9 @@ class StartOnSlurm(Start):
         kind = submitit.LocalJob if self.cluster == "local" else submitit.SlurmJob
         for home in homes:
             note = read_json(home / NOTE) or {}
-            if note.get("cluster") == self.cluster and isinstance(note.get("job"), str):
-                job: submitit.Job[int] = kind(self.folder, note["job"])
+            number = str(note.get("job"))
+            if note.get("cluster") == self.cluster and re.fullmatch(r"[0-9]+(_[0-9]+)?", number):  # which names files
+                job: submitit.Job[int] = kind(self.folder, number)
                 if self.queue.holds(job):
                     self.submitted[home] = job
         return [home for home in homes if home not in self.submitted]

@@ -17,8 +17,8 @@ from gla_ablate.report.trials import Settings
 
 @dataclass(frozen=True)
 class Variant:
-    """The points that differ in the factors of `best_over` alone, in grid order, and the best of them; the first
-    where none has a mean."""
+    """The points that differ in the factors of `best_over` alone, in grid order, and the best of those of which the
+    most seeds count; the first where none has a mean."""
 
     tried: list[Point]
     best: Point
@@ -39,9 +39,15 @@ def variants(grid: list[Point], settings: Settings) -> list[Variant]:
     for point in grid:
         rest = {factor: value for factor, value in point.values.items() if factor not in settings.best_over}
         groups.setdefault(identity(rest), []).append(point)
-    best = [ranked(tried, settings)[0] for tried in groups.values()]
+    best = [ranked(most_seeds(tried), settings)[0] for tried in groups.values()]
     held = with_baselines(best, settings, ignored=settings.best_over)
     return [Variant(tried, point) for tried, point in zip(groups.values(), held, strict=True)]
+
+
+def most_seeds(tried: list[Point]) -> list[Point]:
+    """Those of which as many seeds count as of any: where most diverged, the one that is left isn't the best."""
+    most = max(point.n for point in tried)
+    return [point for point in tried if point.n == most]
 
 
 def choice(point: Point, settings: Settings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`--launcher slurm`: through submitit's own local executor, and against a stand-in for SLURM's commands."""
 
+import json
 import os
 import signal
 import subprocess
@@ -221,10 +222,25 @@ def test_what_sbatch_refuses_is_one_line(slurm: None, tmp_path: Path, capsys: py
 
 
 def test_while_slurm_s_controller_is_down_jobs_are_not_taken_for_gone(slurm: None, tmp_path: Path) -> None:
-    job = submitit.SlurmJob(tmp_path, "7")
-    assert not on_slurm.SlurmQueue().holds(job)
+    jobs = [submitit.SlurmJob(tmp_path, number) for number in ("7", "8", "9_1")]
+    queue = on_slurm.SlurmQueue()
+    assert not any(map(queue.holds, jobs))
     (tmp_path / "jobs" / "down").touch()
-    assert on_slurm.SlurmQueue().holds(job)
+    assert all(map(on_slurm.SlurmQueue().holds, jobs))
+    queue.looked -= on_slurm.EVERY
+    assert all(map(queue.holds, jobs))
+
+
+@pytest.mark.parametrize("number", ["../7", "7_1/../../7", "", 7.5, None, ["7"]])
+def test_a_note_that_names_no_job_is_not_followed(tmp_path: Path, number: object) -> None:
+    home = tmp_path / "trial"
+    home.mkdir()
+    (home / on_slurm.NOTE).write_text(json.dumps({"job": number, "cluster": "local"}))
+    start = on_slurm.StartOnSlurm(tmp_path, {"cluster": "local"}, 1)
+    start.queue = type("Any", (), {"holds": lambda self, job: True})()
+    assert start.take_up([home]) == [home]
+    (home / on_slurm.NOTE).write_text(json.dumps({"job": "7", "cluster": "local"}))
+    assert start.take_up([home]) == []
 
 
 def test_every_option_is_one_that_submitit_takes() -> None:
