@@ -17,7 +17,7 @@ from typing import Any, Literal
 from gla_ablate.config import Config, check_type, fill, interpolate, located, merge, resolve, to_dict
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.grid import MISSING, Axis, Row, build_axes, fix, leaves, lookup, matches, points, spell
-from gla_ablate.matching import check_free, matched, solved_for
+from gla_ablate.matching import check_free, matched, measures, solved_for
 from gla_ablate.yaml_io import parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -161,49 +161,9 @@ def trials(experiment: Experiment) -> list[Trial]:
         if not grid:
             raise ConfigError("exclude: leaves no point of the grid")
         if experiment.match:
-            grid = _matched(grid, laid, experiment)
+            configs = matched(grid, measures(grid, laid, experiment.report.baseline), experiment.match)
+            grid = [(point, config) for (point, _), config in zip(grid, configs, strict=True)]
         return _with_seeds(grid, experiment.seeds)
-
-
-def _matched(
-    grid: list[tuple[Row, Config]], laid: list[dict[str, Any]], experiment: Experiment
-) -> list[tuple[Row, Config]]:
-    """The grid with as many parameters at every point as at its baseline: the one point of the grid that has the
-    baseline's values and else the same as the point, or where there isn't one, it is excluded, say, what the baseline's
-    values make of those that were `laid` for the point."""
-    baseline = experiment.report.baseline
-    own = [bool(baseline) and matches(to_dict(config), baseline) for _, config in grid]
-    rests = [json.dumps(_rest(point, baseline), sort_keys=True, default=str) for point, _ in grid]
-    ones: dict[str, list[Config]] = {}
-    for rest, is_one, (_, config) in zip(rests, own, grid, strict=True):
-        if is_one:
-            ones.setdefault(rest, []).append(config)
-
-    def measure(i: int) -> Config:
-        point, config = grid[i]
-        if not baseline:
-            return grid[0][1]
-        found = [config] if own[i] else ones.get(rests[i], [])
-        if len(found) == 1:
-            return found[0]
-        try:
-            return resolve(interpolate(merge(laid[i], baseline)))
-        except ConfigError as error:
-            raise ConfigError(f"match: the baseline of {spell(point)}: {error}") from error
-
-    points = [(point, config, measure(i)) for i, (point, config) in enumerate(grid)]
-    return [(point, config) for (point, _), config in zip(grid, matched(points, str(experiment.match)), strict=True)]
-
-
-def _rest(point: Row, baseline: Mapping[str, Any]) -> Row:
-    """The factors of a point that the baseline leaves alone: neither set by it, whole or in part, nor an option of a
-    name that it sets."""
-    families = tuple(key.removesuffix("name") for key in baseline if key.endswith(".name"))
-
-    def is_set(factor: str) -> bool:
-        return any(f"{key}.".startswith(f"{factor}.") or f"{factor}.".startswith(f"{key}.") for key in baseline)
-
-    return {key: value for key, value in point.items() if not (is_set(key) or key.startswith(families))}
 
 
 def _with_seeds(grid: list[tuple[Row, Config]], seeds: list[int]) -> list[Trial]:

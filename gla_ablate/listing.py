@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gla_ablate.config import ModelConfig, to_dict
+from gla_ablate.config import to_dict
 from gla_ablate.data import build_source
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.forecast import expected, makespan, past, rates, tokens
 from gla_ablate.launch.slots import device_of
 from gla_ablate.launch.view import clock
-from gla_ablate.model import GATES, count_parameters, state_size
+from gla_ablate.model import GATES, counter, state_size
 from gla_ablate.registry import Option, type_name
 
 TRACED = 64  # different models whose memory is told
@@ -30,7 +28,7 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
     device = device_of(slots[0])
     known = past(out, device)
     rate = rates(trials) if known else {}
-    params = _cached_by_model()
+    parameters = counter()
     memory = _memory(trials, "CUDA_VISIBLE_DEVICES" in slots[0])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("trial", overflow="fold")
@@ -40,7 +38,8 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
     for trial in trials:
         config, count = trial.config, tokens(trial)
         total += count
-        cells = [f"{params(trial):,}", f"{state_size(config.model):,}", memory.get(trial.id, "–"), f"{count:,}"]
+        size = parameters(config.model, build_source(config.data).vocab_size)
+        cells = [f"{size:,}", f"{state_size(config.model):,}", memory.get(trial.id, "–"), f"{count:,}"]
         cells.append(f"{config.trainer.max_steps:,}")
         if known:
             steps = config.trainer.max_steps
@@ -84,22 +83,6 @@ def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
             texts[key] = "–" if size is None else f"{math.ceil(size / 2**20):,} MiB"
         found[trial.id] = texts[key]
     return found
-
-
-def _cached_by_model() -> Callable[[Trial], int]:
-    """`count_parameters` of a trial's model, counted once for trials that differ in the seed or the optimiser alone."""
-    models: dict[str, ModelConfig] = {}
-
-    @functools.cache
-    def count(key: str, vocab_size: int) -> int:
-        return count_parameters(models[key], vocab_size)
-
-    def parameters(trial: Trial) -> int:
-        key = str(to_dict(trial.config)["model"])
-        models[key] = trial.config.model
-        return count(key, build_source(trial.config.data).vocab_size)
-
-    return parameters
 
 
 def print_gates(console: Console) -> None:

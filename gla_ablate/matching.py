@@ -8,15 +8,15 @@ without a baseline, as many as the grid's first point.
 
 from __future__ import annotations
 
-import functools
+import json
 import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
-from gla_ablate.config import Config, ModelConfig
+from gla_ablate.config import Config, ModelConfig, interpolate, merge, resolve, to_dict
 from gla_ablate.errors import ConfigError, nearest
-from gla_ablate.grid import Row, spell
+from gla_ablate.grid import Row, matches, spell
 
 FFN = ("model.ffn_ratio", "model.ffn_multiple")
 WIDTHS = {"model.ffn_ratio": FFN, "model.dim": ("model.dim", *FFN)}  # what is solved for → the keys that it sets
@@ -46,29 +46,62 @@ def check_free(key: str, varied: Set[str]) -> None:
             raise ConfigError(f"match: solves for {taken}, which the grid varies{instead}")
 
 
-def matched(points: list[tuple[Row, Config, Config]], key: str) -> list[Config]:
-    """The config of each point, its model with as many parameters as that of its reference, the third, to within
-    `SLACK`. Raises `ConfigError` for a model that can't be made so."""
+def measures(grid: list[tuple[Row, Config]], laid: list[dict[str, Any]], baseline: Mapping[str, Any]) -> list[Config]:
+    """For each point of the grid the config that it is to be like: of the one point that has the baseline's values and
+    else the same, or where there isn't one, it is excluded, say, what the baseline's values make of those that were
+    `laid` for the point."""
+    if not baseline:
+        return [grid[0][1]] * len(grid)
+    own = [matches(to_dict(config), baseline) for _, config in grid]
+    rests = [json.dumps(rest(point, baseline), sort_keys=True, default=str) for point, _ in grid]
+    ones: dict[str, list[Config]] = {}
+    for like, is_one, (_, config) in zip(rests, own, grid, strict=True):
+        if is_one:
+            ones.setdefault(like, []).append(config)
+
+    found = []
+    for like, is_one, (point, config), values in zip(rests, own, grid, laid, strict=True):
+        near = [config] if is_one else ones.get(like, [])
+        if len(near) != 1:
+            try:
+                near = [resolve(interpolate(merge(values, baseline)))]
+            except ConfigError as error:
+                raise ConfigError(f"match: the baseline of {spell(point)}: {error}") from error
+        found += near
+    return found
+
+
+def rest(point: Row, baseline: Mapping[str, Any]) -> Row:
+    """The factors of a point that the baseline leaves alone: neither set by it, whole or in part, nor an option of a
+    name that it sets."""
+    families = tuple(key.removesuffix("name") for key in baseline if key.endswith(".name"))
+
+    def is_set(factor: str) -> bool:
+        return any(f"{key}.".startswith(f"{factor}.") or f"{factor}.".startswith(f"{key}.") for key in baseline)
+
+    return {key: value for key, value in point.items() if not (is_set(key) or key.startswith(families))}
+
+
+def matched(grid: list[tuple[Row, Config]], measured: list[Config], key: str) -> list[Config]:
+    """The config of each point, its model with as many parameters as the one of its measure, to within `SLACK`. Raises
+    `ConfigError` for a model that can't be made so."""
     from gla_ablate.data import build_source  # here, and below, so that a mistyped file needn't wait for torch
-    from gla_ablate.model import count_parameters
+    from gla_ablate.model import counter
 
-    counts: dict[Any, int] = {}
-
-    def count(model: ModelConfig, vocab_size: int) -> int:
-        name = repr(model), vocab_size
-        if name not in counts:
-            counts[name] = count_parameters(model, vocab_size)
-        return counts[name]
-
+    count = counter()
     solved: dict[Any, ModelConfig] = {}
     configs = []
-    for point, config, reference in points:
+    for (point, config), measure in zip(grid, measured, strict=True):
         vocab_size = build_source(config.data).vocab_size
-        target = count(reference.model, build_source(reference.data).vocab_size)
+        target = count(measure.model, build_source(measure.data).vocab_size)
         name = repr(config.model), vocab_size, target
+
+        def size(model: ModelConfig, vocab_size: int = vocab_size) -> int:
+            return count(model, vocab_size)
+
         if name not in solved:
             try:
-                solved[name] = solve(config.model, key, target, functools.partial(count, vocab_size=vocab_size))
+                solved[name] = solve(config.model, key, target, size)
             except ConfigError as error:
                 raise ConfigError(f"{error} (at {spell(point)})") from error
         configs.append(replace(config, model=solved[name]))

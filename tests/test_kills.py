@@ -51,13 +51,18 @@ WAYS = (
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
 
 
+def write_grid(folder: Path) -> Path:
+    """`grid.yaml`, and a plugin beside it, of two trials that train for a few seconds."""
+    (folder / "drawing.py").write_text(PLUGIN)
+    (folder / "grid.yaml").write_text(EXPERIMENT)
+    return folder
+
+
 @pytest.fixture
 def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "drawing.py").write_text(PLUGIN)
-    (tmp_path / "grid.yaml").write_text(EXPERIMENT)
     monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
     monkeypatch.setattr(plugins, "_sha256", {})
-    return tmp_path
+    return write_grid(tmp_path)
 
 
 def start(grid: Path, out: Path) -> subprocess.Popen[bytes]:

@@ -1,6 +1,6 @@
 """The network: language model ← block ← mixer ← (gate, op). Importing it needs torch, nothing heavier."""
 
-from gla_ablate.model.counting import count_parameters, flops_per_token, state_size
+from gla_ablate.model.counting import count_parameters, counter, flops_per_token, state_size
 from gla_ablate.model.gates import DECAY_SHAPES, GATES, Gate, GateShape, register_gate
 from gla_ablate.model.language_model import LanguageModel, build_model
 from gla_ablate.model.plugins import load_plugins, plugin_sha256
@@ -15,6 +15,7 @@ __all__ = [
     "build_model",
     "check_model",
     "count_parameters",
+    "counter",
     "flops_per_token",
     "load_plugins",
     "plugin_sha256",

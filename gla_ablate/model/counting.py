@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from gla_ablate.config import ModelConfig
@@ -15,6 +17,19 @@ def count_parameters(config: ModelConfig, vocab_size: int) -> int:
     gates = build_gates(config, seed=0)
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in LanguageModel(config, vocab_size, gates).parameters())
+
+
+def counter() -> Callable[[ModelConfig, int], int]:
+    """`count_parameters` that counts equal models once, which a grid has many of."""
+    counted: dict[tuple[str, int], int] = {}
+
+    def count(config: ModelConfig, vocab_size: int) -> int:
+        key = repr(config), vocab_size
+        if key not in counted:
+            counted[key] = count_parameters(config, vocab_size)
+        return counted[key]
+
+    return count
 
 
 def state_size(config: ModelConfig) -> int:

@@ -58,8 +58,7 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
         ("report.html", html(experiment.name, blocks)),
     ):
         replace(folder / name, content.encode())
-    figures = [(image.name, image.content, image.caption) for image in images]
-    board.write(experiment_dir, experiment, found.shown, found.labels, markdown(document(found, [])), figures)
+    board.write(experiment_dir, experiment, found.shown, found.labels, markdown(document(found, [])), images)
     if console is not None:
         terminal.show(console, found, str(folder / "report.md"))
 

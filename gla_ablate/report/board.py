@@ -31,6 +31,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
 from gla_ablate.hparams import column_types, columns_of
+from gla_ablate.report.document import Image
 from gla_ablate.report.labels import TAG_LABELS, Labels, identity
 from gla_ablate.report.plots.curves import line_of
 from gla_ablate.report.points import Point, ranked
@@ -55,13 +56,12 @@ def write(
     grid: list[Point],
     labels: Labels,
     page: str,
-    figures: Sequence[tuple[str, bytes, str]],
+    figures: Sequence[Image],
 ) -> None:
     """Bring `report/tensorboard/` up to date; what an earlier report had and this one hasn't is removed.
 
-    `page` is Markdown; `figures` are the name, PNG and caption of each. A run's file that would say what it says stays
-    as it is; else one of a later name takes its place, which a TensorBoard that runs reads as its continuation, whose
-    values take the place of the earlier ones.
+    `page` is Markdown. A run's file that would say what it says stays as it is; else one of a later name takes its
+    place, which a TensorBoard that runs reads as its continuation, whose values take the place of the earlier ones.
     """
     folder = experiment_dir / "report" / "tensorboard"
     shown = shown_variants(grid, labels, experiment)
@@ -75,7 +75,7 @@ def write(
             tags.update(found)
     summaries = [
         text_value("report/results", re.sub(r"(?<!\\)\[([^]]+)\]\([^)]+\)", r"`\1`", page)),  # links lead nowhere here
-        *(image_value(*figure) for figure in figures),
+        *map(image_value, figures),
         hparams_value(experiment),
         layout_value(layout(experiment, in_order(tags, experiment.settings))),
     ]
@@ -224,12 +224,12 @@ def text_value(tag: str, markdown: str) -> Summary.Value:
     )
 
 
-def image_value(name: str, png: bytes, caption: str) -> Summary.Value:
-    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # of the PNG's header
+def image_value(image: Image) -> Summary.Value:
+    width, height = image.size
     return Summary.Value(
-        tag=f"report/{Path(name).stem}",
-        image=Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png),
-        metadata=SummaryMetadata(summary_description=caption),
+        tag=f"report/{Path(image.name).stem}",
+        image=Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=image.content),
+        metadata=SummaryMetadata(summary_description=image.caption),
     )
 
 

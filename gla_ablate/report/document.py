@@ -62,6 +62,11 @@ class Image:
     content: bytes
     caption: str
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, which stand in bytes 16 to 23."""
+        return int.from_bytes(self.content[16:20]), int.from_bytes(self.content[20:24])
+
 
 @dataclass(frozen=True)
 class Shell:

@@ -5,6 +5,7 @@ What follows (`tables`, `page`, `csvs`, `terminal`) only writes it down.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -41,11 +42,11 @@ class Findings:
     effects: list[Effect]
     pairs: list[Pair]
 
-    @property
+    @functools.cached_property
     def ranked(self) -> list[Point]:
         return ranked(self.shown, self.experiment.settings)
 
-    @property
+    @functools.cached_property
     def places(self) -> int:
         """Digits after the point of the metric, and of differences in it."""
         return decimals([p.mean for p in self.shown], [p.std for p in self.shown])

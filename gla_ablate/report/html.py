@@ -127,17 +127,17 @@ def block(item: Block) -> str:
             return "<ul>\n" + "\n".join(f"<li>{escape(item)}</li>" for item in items) + "\n</ul>"
         case Table(columns):
             return table(columns)
-        case Image(name, content, caption):
+        case Image(name, content, caption) as image:
             source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-            shown = f'<img src="{source}" alt="{escape(Path(name).stem)}" width="{width(content)}">'
+            shown = f'<img src="{source}" alt="{escape(Path(name).stem)}" width="{width(image)}">'
             return f'<figure><div class="scroll">{shown}</div><figcaption>{escape(caption)}</figcaption></figure>'
         case Shell(text):
             return f"<pre>{escape(text)}</pre>"
 
 
-def width(png: bytes) -> int:
-    """Of an image at the size that it was drawn for, in CSS pixels; a PNG's own width stands in its bytes 16 to 19."""
-    return round(int.from_bytes(png[16:20]) * 96 / style.STYLE["savefig.dpi"])
+def width(image: Image) -> int:
+    """At the size that it was drawn for, in CSS pixels."""
+    return round(image.size[0] * 96 / style.STYLE["savefig.dpi"])
 
 
 def inline(words: Words) -> str:

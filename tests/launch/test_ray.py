@@ -19,8 +19,8 @@ from gla_ablate.launch.state import State
 from gla_ablate.model import GATES, plugins
 from tests.test_cli import PLUGIN as GATES_OF_THE_COMMAND
 from tests.test_cli import TINY, statuses
-from tests.test_kills import EXPERIMENT, parent, training, trials, wait_for
-from tests.test_resume import PLUGIN, outcome
+from tests.test_kills import parent, training, trials, wait_for, write_grid
+from tests.test_resume import outcome
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's"),
@@ -32,12 +32,9 @@ MARK = "GLA_TEST_OF_RAY"  # in the environment of all that a command starts
 
 @pytest.fixture
 def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with `grid.yaml`, and a plugin beside it, of two trials that train for a few seconds."""
-    (tmp_path / "drawing.py").write_text(PLUGIN)
-    (tmp_path / "grid.yaml").write_text(EXPERIMENT)
     monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
     monkeypatch.setattr(plugins, "_sha256", {})
-    return tmp_path
+    return write_grid(tmp_path)
 
 
 def run(folder: Path, *arguments: str, ray: str = "local") -> subprocess.Popen[str]:

@@ -21,8 +21,8 @@ from gla_ablate.status import read_json
 from tests.launch import fake_slurm
 from tests.test_cli import PLUGIN as GATES_OF_THE_COMMAND
 from tests.test_cli import TINY, statuses
-from tests.test_kills import EXPERIMENT, alive, parent, training, trials, wait_for
-from tests.test_resume import PLUGIN, outcome
+from tests.test_kills import alive, parent, training, trials, wait_for, write_grid
+from tests.test_resume import outcome
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's"),
@@ -33,18 +33,11 @@ LOCAL = ("--launcher", "slurm", "--slurm", "cluster=local")
 SLURM = ("--launcher", "slurm", "--jobs", "2", "--slurm", "partition=small", "--slurm", "time=60")
 
 
-def write(folder: Path) -> Path:
-    """`grid.yaml`, and a plugin beside it, of two trials that train for a few seconds."""
-    (folder / "drawing.py").write_text(PLUGIN)
-    (folder / "grid.yaml").write_text(EXPERIMENT)
-    return folder
-
-
 @pytest.fixture
 def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
     monkeypatch.setattr(plugins, "_sha256", {})
-    return write(tmp_path)
+    return write_grid(tmp_path)
 
 
 @pytest.fixture
@@ -77,7 +70,7 @@ def saved(folder: Path, process: subprocess.Popen[str], since: float = 0.0) -> d
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """How each trial ends that nothing disturbs, in processes of this machine."""
-    folder = write(tmp_path_factory.mktemp("whole"))
+    folder = write_grid(tmp_path_factory.mktemp("whole"))
     process = run(folder, "grid.yaml")
     out, _ = process.communicate(timeout=180)
     assert process.returncode == 0, out

@@ -32,6 +32,24 @@ RESULT = {
 }
 
 
+@pytest.fixture
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], bool]], None]:
+    """Has every file written half, and the writing end there, that a condition is given for."""
+
+    def arrange(where: Callable[[Path], bool]) -> None:
+        write = Path.write_bytes
+
+        def write_half(file: Path, content: bytes) -> int:
+            if not where(file):
+                return write(file, content)
+            write(file, content[: len(content) // 2])
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "write_bytes", write_half)
+
+    return arrange
+
+
 class Folder:
     """Builds `experiment.json` and the trial folders beside it."""
 

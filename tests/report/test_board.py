@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-from pathlib import Path
 
 import matplotlib.image
 import pytest
@@ -241,21 +240,13 @@ def test_variants_are_listed_before_all_trials(folder):
     assert {runs.FirstEventTimestamp(run) for run in runs.Runs()} == {1.0}
 
 
-def test_a_report_that_is_cut_off_while_writing_leaves_what_was_there(folder, monkeypatch):
+def test_a_report_that_is_cut_off_while_writing_leaves_what_was_there(folder, cut_off):
     path = small_grid(folder)
     write_report(path)
     before = event_files(path)
     folder.add({"model.gate": GATES[0], "model.heads": 2}, 7, {"val/loss": [3.0, 1.0]})
     folder.save()
-    write = Path.write_bytes
-
-    def write_half(file, content):
-        if "tensorboard" not in file.parts:
-            return write(file, content)
-        write(file, content[: len(content) // 2])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_bytes", write_half)
+    cut_off(lambda file: "tensorboard" in file.parts)
     with pytest.raises(KeyboardInterrupt):
         write_report(path)
     assert event_files(path) == before

@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -263,21 +262,13 @@ def test_a_new_report_replaces_an_old_one_and_the_same_folder_gives_the_same_byt
     assert "No answer yet" in (path / "report/report.md").read_text()
 
 
-def test_a_report_that_is_cut_off_while_writing_leaves_the_old_file_whole(folder, monkeypatch):
+def test_a_report_that_is_cut_off_while_writing_leaves_the_old_file_whole(folder, cut_off):
     path = small_grid(folder)
     write_report(path)
     before = (path / "report/results.csv").read_bytes()
     folder.add({"model.gate": {"name": "new"}}, 0, {"val/loss": [1.0]})
     folder.save()
-    write = Path.write_bytes
-
-    def write_half(file, content):
-        if "results.csv" not in file.name:
-            return write(file, content)
-        write(file, content[: len(content) // 2])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_bytes", write_half)
+    cut_off(lambda file: "results.csv" in file.name)
     with pytest.raises(KeyboardInterrupt):
         write_report(path)
     assert (path / "report/results.csv").read_bytes() == before
