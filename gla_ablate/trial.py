@@ -26,6 +26,7 @@ from gla_ablate.interruption import Interrupted, Interruption
 from gla_ablate.status import Status, read_json, write_json
 
 DISK_FULL = errno.ENOSPC  # the exit code where not even the status could be written
+OTHERS = 2.0  # seconds for those who hold the lock for a moment, to see whether it is free
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     die_with_parent()
     try:
-        with FileLock(folder / "trial.lock", timeout=0):
+        with FileLock(folder / "trial.lock", timeout=OTHERS):
             return run_trial(folder)
     except Timeout:
         print(f"{folder}: another process is running this trial", file=sys.stderr)

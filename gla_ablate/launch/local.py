@@ -63,13 +63,12 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 @contextmanager
-def none_alone(running: list[Running]) -> Iterator[None]:
+def none_alone(running: list[Running], start: Start) -> Iterator[None]:
     """An error in here ends the trials, which would go on without anybody looking."""
     try:
         yield
     except BaseException:
-        for r in running:
-            r.process.terminate()
+        start.terminate([r.process for r in running])
         raise
 
 
@@ -79,9 +78,11 @@ def prepare(
     """Make the folders of `trials` under `folder`, and return those that have to run. A finished one isn't touched, nor
     one that failed by a fault of its own, but for `retry_failed`; what is damaged is set aside, and said."""
     left = ("finished",) if retry_failed else ("finished", *set(FAILED) - set(LOST))
-    todo = [trial for trial in trials if outcome(folder / trial.id) not in left]
-    for trial in todo:
+    todo = []
+    for trial in trials:
         home = folder / trial.id
+        if outcome(home) in left:
+            continue
         if home.is_symlink():
             raise ConfigError(f"{home}: is a symbolic link, and nothing is written where one leads")
         home.mkdir(parents=True, exist_ok=True)
@@ -95,8 +96,11 @@ def prepare(
                 say(f"{set_aside(home / name)}: damaged, so set aside; the trial runs again")
         unlinked(home / "config.yaml")
         write_config(trial.config, home / "config.yaml")
-        if not is_locked(home):  # else it still runs, and says so itself
+        with suppress(Timeout), FileLock(home / "trial.lock", timeout=0):  # else it still runs, and says so itself
+            if outcome(home) in left:  # a job of SLURM's has ended meanwhile
+                continue
             State(max_steps=trial.config.trainer.max_steps).write(home)
+        todo.append(trial)
     return todo
 
 
@@ -129,7 +133,7 @@ def run_trials(
     retries = dict.fromkeys((trial.id for trial in todo), max_retries)
     losses = dict.fromkeys(retries, LOSSES)
     failed, deadline = False, float("inf")
-    with stop_on_signals() as stop, none_alone(running):
+    with stop_on_signals() as stop, none_alone(running, start):
         while running or (queue and not (stop or failed)):
             for _ in range(min(len(free), len(queue)) if not (stop or failed) else 0):
                 trial = queue.popleft()
@@ -164,14 +168,12 @@ def run_trials(
                 elif state.status in FAILED:
                     failed = failed or fail_fast
             if (stop or failed) and deadline == float("inf"):
+                start.terminate([r.process for r in running])
                 deadline = time.monotonic() + GRACE
-                for r in running:
-                    r.process.terminate()
                 running[:] = [r for r in running if r.process.begun]
                 view.stopping(len(running))
             if stop.count + failed > 1 or time.monotonic() > deadline:
-                for r in running:
-                    r.process.kill()
+                start.kill([r.process for r in running])
             view.tick({r.trial.id: State.read(folder / r.trial.id) for r in running if r.shown})
             time.sleep(POLL)
         return bool(stop)

@@ -18,10 +18,11 @@ from typing import IO, Any, NamedTuple
 
 from gla_ablate.errors import ConfigError
 from gla_ablate.launch import ray_host
-from gla_ablate.launch.processes import Start, surroundings
+from gla_ablate.launch.processes import EachAlone, surroundings
 from gla_ablate.launch.slots import cores
 
 WAITING = 16  # trials that wait for a place at a time: they make a cluster that can grow do so
+GRAINS = 10_000  # Ray counts a resource in
 OBJECTS = 80 * 2**20  # bytes of Ray's object store, which holds nothing of a trial's; it takes no less than 75 MiB
 
 OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "RAY_")  # beginnings of variables of this process that no trial takes over
@@ -42,12 +43,12 @@ def share(
 
     With `gpu`, where there are any, each trial gets one or a part of one, and an equal share of its node's CPUs; else
     so many CPUs that all jobs have a place, or a single one. `threads` of the user's stand. Raises `ConfigError` where
-    no node could take a trial.
+    no node could take a trial; of what an autoscaler would add nothing is known.
     """
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     gpus = [int(node.get("GPU", 0)) * gpu for node in nodes]
     if per_gpu and not any(gpus):
-        raise ConfigError("--per-gpu: there is no GPU in the Ray cluster")
+        raise ConfigError("--per-gpu: there is no GPU in the Ray cluster (nodes that are yet to come don't count)")
     if any(gpus):
         slots = [n * (per_gpu or 1) for n in gpus]
         each = threads or max(1, min(c // s for c, s in zip(cpus, slots, strict=True) if s))
@@ -57,8 +58,12 @@ def share(
         each = threads or (next(fitting, 1) if jobs else 1)
         count = sum(c // each for c in cpus)
     if not count:
-        raise ConfigError(f"--launcher ray: a trial takes {each} CPUs (OMP_NUM_THREADS), and no node has as many")
-    return Share(each, 1 / (per_gpu or 1) if any(gpus) else 0.0, min(count, jobs or count))
+        raise ConfigError(
+            f"--launcher ray: a trial takes {each} CPUs (OMP_NUM_THREADS), and no node has as many (nodes that are yet "
+            "to come don't count)"
+        )
+    part = GRAINS // (per_gpu or 1) / GRAINS  # where Ray rounds up, the last one would have no place
+    return Share(each, part if any(gpus) else 0.0, min(count, jobs or count))
 
 
 def address() -> str | None:
@@ -111,7 +116,7 @@ def cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
         ray.shutdown()
 
 
-class StartOnRay(Start):
+class StartOnRay(EachAlone):
     """Starts trials that take `share` of the cluster each."""
 
     waits = False

@@ -7,91 +7,40 @@ only watches: the trials' folders, results that submitit leaves under `slurm/`, 
 
 from __future__ import annotations
 
-import getpass
 import math
 import os
 import pickle
 import re
 import signal
-import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gla_ablate.errors import ConfigError
 from gla_ablate.launch.local import is_locked
-from gla_ablate.launch.processes import Start, surroundings
-from gla_ablate.launch.slurm_job import TrialJob
+from gla_ablate.launch.processes import Process, Start, surroundings
+from gla_ablate.launch.slurm_job import NOTE, TrialJob
 from gla_ablate.launch.slurm_options import CLUSTER
+from gla_ablate.launch.slurm_queue import EVERY, LocalQueue, Queue, SlurmQueue
 from gla_ablate.launch.state import State
 from gla_ablate.status import read_json, write_json
 
 LOOK = 1.0  # seconds between looks at a trial's files
-EVERY = 10.0  # seconds between calls of squeue
 KILLED = 2.0  # seconds from SIGKILL until a process is taken to be gone
-GONE = 7  # such calls that don't know a job without a result: NFS may show a new file a minute late
+GONE = 7  # calls of squeue that don't know a job without a result: NFS may show a new file a minute late
 ARRAY = 1000  # trials an array: SLURM's own limit (MaxArraySize) is 1001 where nobody has set it
 TIMEOUTS = 1000  # how often a trial may run out of its job's time: each goes on where the last one saved
 ELSEWHERE = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED")  # states of a job that is lost for no fault of its own
-NOTE = "job.json"
+APART = 1.0  # seconds between jobs that are submitted one by one, so that the others are watched meanwhile
+PATIENCE = 60.0  # seconds after sbatch refused one: the controller may be busy, or the user's jobs too many
+REFUSALS = 10  # in a row, with no other job under way, after which a trial counts as lost
 GENERIC = {"time": "timeout_min", "cpus_per_task": "cpus_per_task", "gpus_per_node": "gpus_per_node"}  # to submitit
-
-
-class Queue(Protocol):
-    """Of jobs that wait or run."""
-
-    def holds(self, job: submitit.Job[int]) -> bool: ...
-
-    def cancel(self, job: submitit.Job[int], home: Path, kill: bool = False) -> None: ...
-
-    def last_state(self, job: submitit.Job[int]) -> str: ...
-
-
-class SlurmQueue:
-    def __init__(self) -> None:
-        self.looked = -EVERY
-        self.jobs: set[str] | None = None  # None: nothing is known, SLURM's controller is busy or down
-
-    def holds(self, job: submitit.Job[int]) -> bool:
-        if time.monotonic() - self.looked >= EVERY:
-            command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i"]
-            listed = output(command)
-            self.looked = time.monotonic()
-            self.jobs = None if listed is None else set(listed.split())
-        return self.jobs is None or job.job_id in self.jobs
-
-    def cancel(self, job: submitit.Job[int], home: Path, kill: bool = False) -> None:
-        output(["scancel", *(["--signal=KILL"] if kill else []), job.job_id])
-
-    def last_state(self, job: submitit.Job[int]) -> str:
-        """As the accounting has it, such as "NODE_FAIL"; "" where there is none."""
-        states = output(["sacct", "--noheader", "--allocations", "--parsable2", "--format", "State", "-j", job.job_id])
-        return (states or "").strip().split("\n")[-1]
-
-
-class LocalQueue:
-    """Of submitit's stand-in for SLURM, whose jobs are processes here."""
-
-    def holds(self, job: submitit.Job[int]) -> bool:
-        try:
-            return b"submitit" in Path(f"/proc/{job.job_id}/cmdline").read_bytes()  # empty of one that has ended
-        except OSError:
-            return False
-
-    def cancel(self, job: submitit.Job[int], home: Path, kill: bool = False) -> None:
-        if self.holds(job):
-            os.kill(int(job.job_id), signal.SIGINT)  # its task is killed a second later, and the trial told to end
-        if kill and (pid := State.read(home).pid) and is_locked(home):  # so that it is still the trial's
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def last_state(self, job: submitit.Job[int]) -> str:
-        return ""
 
 
 class StartOnSlurm(Start):
@@ -103,12 +52,16 @@ class StartOnSlurm(Start):
         os.environ.update(surroundings())  # which jobs inherit
         self.cluster, self.count = options[CLUSTER], count
         self.folder = folder.absolute() / "slurm"
-        self.queue: Queue = LocalQueue() if self.cluster == "local" else SlurmQueue()
-        self.submitted: dict[Path, submitit.Job[int]] = {}
+        self.queue: Queue = LocalQueue(self.folder) if self.cluster == "local" else SlurmQueue()
+        self.submitted: dict[Path, submitit.Job[int]] = {}  # which nobody has begun to watch
+        self.watched: list[OnSlurm] = []
+        self.lingering: list[str] = []  # jobs that scancel didn't cancel
+        self.refused, self.not_before = 0, -math.inf
         self.executor = submitit.AutoExecutor(self.folder, cluster=self.cluster, slurm_max_num_timeout=TIMEOUTS)
         self.executor.update_parameters(
             name=f"gla-{folder.name}",
             slurm_additional_parameters={"requeue": True},
+            slurm_srun_args=[f"--cpus-per-task={options['cpus_per_task']}"],  # some versions don't take sbatch's
             **{GENERIC.get(key, f"slurm_{key}"): x for key, x in options.items() if key != CLUSTER},
         )
 
@@ -125,33 +78,91 @@ class StartOnSlurm(Start):
                     self.submitted[home] = job
         return [home for home in homes if home not in self.submitted]
 
+    def submit_all(self, homes: Sequence[Path], slot: dict[str, str]) -> None:
+        """As arrays. Where sbatch refuses one, since a user may submit so many jobs only, say, half as large ones; what
+        it doesn't take now is for later. Raises `ConfigError` with what sbatch says where no job is under way at all.
+        """
+        arrays = [list(homes[i : i + ARRAY]) for i in range(0, len(homes), ARRAY)]
+        while arrays:
+            array = arrays.pop(0)
+            self.executor.update_parameters(slurm_array_parallelism=max(1, self.count * len(array) // len(homes)))
+            try:
+                self.submit(array, slot)
+            except ConfigError:
+                if len(array) > 1:
+                    arrays[:0] = [array[: len(array) // 2]]
+                elif not self.submitted:
+                    raise
+                else:
+                    arrays.clear()
+                    self.not_before = time.monotonic() + PATIENCE
+
     def submit(self, homes: Sequence[Path], slot: dict[str, str]) -> None:
-        """As arrays. Raises `ConfigError` with what sbatch says where it refuses."""
-        arrays = [homes[i : i + ARRAY] for i in range(0, len(homes), ARRAY)]
-        for array in arrays:
-            self.executor.update_parameters(slurm_array_parallelism=max(1, self.count // len(arrays)))
-            calls = [TrialJob(home.absolute(), slot) for home in array]
+        """As one array. Raises `ConfigError` with what sbatch says where it refuses."""
+        calls = [TrialJob(home.absolute(), slot) for home in homes]
+        now = time.time()
+        with undisturbed() if self.cluster != "local" else nullcontext():  # whose jobs are processes that inherit it
             try:
                 with redirect_stderr(StringIO()), self.executor.batch():  # submitit prints what sbatch does
                     jobs = [self.executor.submit(call) for call in calls]
-            except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            except (FailedJobError, FailedSubmissionError) as error:
                 raise ConfigError(f"--launcher slurm: sbatch refused: {' '.join(str(error).split())}") from error
-            for home, job in zip(array, jobs, strict=True):
+            for home, job in zip(homes, jobs, strict=True):
+                if self.cluster == "local":  # where a job's number is a process's, which may have been another's
+                    remove_older(job.paths.result_pickle, now)
                 write_json(home / NOTE, {"job": job.job_id, "cluster": self.cluster})
                 self.submitted[home] = job
 
+    def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> OnSlurm | Refused | None:
+        if home not in self.submitted:
+            if time.monotonic() < self.not_before:
+                return None
+            try:
+                self.submit([home], slot)
+            except ConfigError as error:
+                return self._put_off(str(error))
+            self.refused = 0
+            if self.cluster != "local":
+                self.not_before = time.monotonic() + APART
+        process = OnSlurm(self.submitted.pop(home), home, self.queue)
+        self.watched = [*self._under_way(), process]
+        return process
+
+    def _put_off(self, why: str) -> Refused | None:
+        """For some time, unless it has been long and nothing ends that it could wait for."""
+        self.refused, self.not_before = self.refused + 1, time.monotonic() + PATIENCE
+        hopeless = self.refused >= REFUSALS and not self._under_way() and not self.submitted
+        return Refused(why) if hopeless else None
+
+    def _under_way(self) -> list[OnSlurm]:
+        return [process for process in self.watched if process.returncode is None]
+
     def cancel(self) -> None:
         """The jobs of trials that nobody has begun to watch."""
-        for home, job in self.submitted.items():
-            self.queue.cancel(job, home)
+        self._cancel(self.submitted)
 
-    def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> OnSlurm:
-        if home not in self.submitted:
-            self.submit([home], slot)
-        return OnSlurm(self.submitted.pop(home), home, self.queue)
+    def terminate(self, processes: Sequence[Process]) -> None:
+        own = [process for process in processes if isinstance(process, OnSlurm)]
+        for process in own:
+            process.stopped = True
+        self._cancel({process.home: process.job for process in own})
+
+    def kill(self, processes: Sequence[Process]) -> None:
+        own = [process for process in processes if isinstance(process, OnSlurm) and process.killed == math.inf]
+        for process in own:
+            process.killed = time.monotonic()
+        self.queue.cancel({process.home: process.job for process in own}, kill=True)
+
+    def _cancel(self, jobs: Mapping[Path, submitit.Job[int]]) -> None:
+        """What could not be cancelled keeps its note, by which the same command finds it; else that command submits
+        another job, though this one may linger."""
+        lingering = self.queue.cancel(jobs)
+        self.lingering += [jobs[home].job_id for home in lingering]
+        for home in jobs.keys() - lingering:
+            (home / NOTE).unlink(missing_ok=True)
 
 
-class OnSlurm:
+class OnSlurm(Process):
     """A trial's job."""
 
     def __init__(self, job: submitit.Job[int], home: Path, queue: Queue) -> None:
@@ -160,7 +171,7 @@ class OnSlurm:
         self.begun = False
         self.ended_by: str | None = None
         self.again = False
-        self._stopped, self._killed = False, math.inf  # when it was
+        self.stopped, self.killed = False, math.inf  # when it was
         self._seen = -LOOK
         self._missed, self._asked = 0, -EVERY
 
@@ -176,10 +187,10 @@ class OnSlurm:
                 self._ended(value)
             else:
                 self._ended(1, f"its job {self.job.job_id} failed: {value.strip().splitlines()[-1]}")
-        elif self._stopped:
-            killed = time.monotonic() - self._killed > KILLED
+        elif self.stopped:
+            killed = time.monotonic() - self.killed > KILLED
             if killed or (State.read(self.home).status != "running" and not is_locked(self.home)):
-                self._ended(130)
+                self.returncode = 130
         elif self._is_gone():
             state = self.queue.last_state(self.job)
             self.again = state.startswith(ELSEWHERE)
@@ -198,20 +209,40 @@ class OnSlurm:
         self.begun = self.begun or code == 0
         (self.home / NOTE).unlink(missing_ok=True)
 
-    def terminate(self) -> None:
-        self._stopped = True
-        (self.home / NOTE).unlink(missing_ok=True)  # the same command submits another job: this one may linger
-        self.queue.cancel(self.job, self.home)
 
-    def kill(self) -> None:
-        if self._killed == math.inf:
-            self._killed = time.monotonic()
-            self.queue.cancel(self.job, self.home, kill=True)
+class Refused(Process):
+    """Of a trial that SLURM takes no job for."""
+
+    begun, again, returncode = False, False, 1
+
+    def __init__(self, why: str) -> None:
+        self.ended_by = why
+
+    def poll(self) -> int:
+        return self.returncode
 
 
-def output(command: list[str]) -> str | None:
-    """What a command of SLURM's prints; None where it fails."""
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the end of it, and don't reach the commands that it calls: else there could be jobs
+    of which nobody knows."""
+    came: list[int] = []
+    handlers = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # which commands inherit
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
+
+
+def remove_older(path: Path, than: float) -> None:
+    """`path`, if it was written before a moment, in seconds since 1970."""
+    try:
+        if path.stat().st_mtime < than:
+            path.unlink()
+    except FileNotFoundError:
+        pass

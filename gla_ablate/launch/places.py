@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class Slurm:
     @contextmanager
     def open(self, todo: list[Trial], folder: Path) -> Iterator[Place]:
         from gla_ablate.launch.on_slurm import StartOnSlurm
+        from gla_ablate.launch.slurm_queue import ranges
 
         if self.options[CLUSTER] == "local":
             slots = divide(self.jobs)
@@ -88,11 +90,15 @@ class Slurm:
         found = len(todo) - len(new)
         try:
             if self.options[CLUSTER] == "slurm":
-                start.submit(new, slots[0])
+                start.submit_all(new, slots[0])
             yield Place(start, slots, count, " as jobs" + f", {found} of them submitted before" * (found > 0))
         except KeyboardInterrupt:  # before anybody watches them
             start.cancel()
             raise
+        finally:
+            if start.lingering:
+                jobs = " ".join(ranges(start.lingering))
+                print(f"scancel failed, so these jobs may go on; the same command finds them: {jobs}", file=sys.stderr)
 
 
 def launcher(name: str, jobs: int | None, per_gpu: int | None, slurm: Sequence[tuple[str, Any]]) -> Launcher:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
@@ -32,15 +32,11 @@ class Process(Protocol):
     """As `subprocess.Popen` has it: a negative return code is a signal's number. It may be on another machine."""
 
     returncode: int | None
-    begun: bool  # until then it waits for a place, and `terminate` takes it back without a trace
+    begun: bool  # until then it waits for a place, and ending it takes it back without a trace
     ended_by: str | None  # what ended it from outside, where that isn't a signal: "its node was lost"
     again: bool  # whether that asks for another start, elsewhere
 
     def poll(self) -> int | None: ...
-
-    def terminate(self) -> None: ...
-
-    def kill(self) -> None: ...
 
 
 class Start(Protocol):
@@ -49,6 +45,24 @@ class Start(Protocol):
     waits: bool  # whether the process waits by itself for another that still holds the trial's lock
 
     def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> Process | None: ...
+
+    def terminate(self, processes: Sequence[Process]) -> None:
+        """Tell these, which it has begun, to save and end."""
+
+    def kill(self, processes: Sequence[Process]) -> None:
+        """End these at once."""
+
+
+class EachAlone:
+    """Of a `Start` whose processes are told one by one."""
+
+    def terminate(self, processes: Sequence[Any]) -> None:
+        for process in processes:
+            process.terminate()
+
+    def kill(self, processes: Sequence[Any]) -> None:
+        for process in processes:
+            process.kill()
 
 
 class Here:
@@ -62,7 +76,7 @@ class Spawned(Here, subprocess.Popen[bytes]):
     pass
 
 
-class Spawn:
+class Spawn(EachAlone):
     """Starts `command` with the trial's folder as its last argument."""
 
     waits = False
@@ -81,7 +95,7 @@ class Spawn:
         )
 
 
-class Fork:
+class Fork(EachAlone):
     """Forks a server that begins to import when this is made."""
 
     waits = False

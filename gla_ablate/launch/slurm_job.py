@@ -1,7 +1,8 @@
 """What a SLURM job runs: one trial's process, which goes on from its last checkpoint when SLURM requeues the job.
 
 Before a job's time is up, or when it is preempted, SLURM sends SIGUSR2 (`submitit` asks for it): the trial is told to
-save and end, and the job puts itself back into SLURM's queue. Needs little beyond the standard library.
+save and end, and the job puts itself back into SLURM's queue. So it does some time after a bare SIGTERM, with which a
+preemption or scancel begins. Needs little beyond the standard library.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from filelock import FileLock
 from submitit.helpers import DelayedSubmission
 
 INTERRUPTED = 130  # the trial's exit code after a SIGTERM
-HOLD = 300.0  # seconds that a job lasts after one, for SLURM to end or requeue it: scancel and preemption send it first
+HOLD = 300.0  # seconds that a job lasts after one, for SLURM to end or requeue it
+NOTE = "job.json"  # in the trial's folder, as long as run.py wants the job
 USER = (signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -40,6 +42,7 @@ class TrialJob:
             code = self.wait()
             if code == INTERRUPTED:
                 time.sleep(HOLD)
+                self.give_way()
             return code
         except BaseException:  # the job ends, or is requeued
             self.end()
@@ -76,6 +79,14 @@ class TrialJob:
                 os.kill(self.process.pid, signal.SIGTERM)
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+
+    def give_way(self) -> None:
+        """Go back into the queue, where SLURM lets a job that it preempts hold its node for longer than `HOLD`."""
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        number = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+        if number and (self.home / NOTE).exists():
+            subprocess.run(["scontrol", "requeue", number], check=True, timeout=60)
+            sys.exit(1)  # without a result, as submitit does after a requeue of its own
 
     def checkpoint(self) -> DelayedSubmission:
         """What the job runs once it is requeued; `submitit` calls this in the handler of SIGUSR2."""

@@ -7,9 +7,9 @@ from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from typing import Any
 
-from gla_ablate.errors import nearest
+from gla_ablate.errors import ConfigError, nearest
 
-NUMBERS = ("time", "cpus_per_task", "cpus_per_gpu", "gpus_per_node", "signal_delay_s")  # time in minutes
+NUMBERS = ("time", "cpus_per_task", "gpus_per_node", "signal_delay_s")  # time in minutes
 WORDS = (
     "partition", "account", "qos", "constraint", "mem", "mem_per_cpu", "mem_per_gpu", "gres", "nodelist", "exclude",
     "comment", "dependency", "mail_type", "mail_user", "wckey",
@@ -17,6 +17,7 @@ WORDS = (
 CLUSTER = "cluster"  # slurm, or local: submitit's stand-in on this machine
 TAKEN = (*NUMBERS, *WORDS, CLUSTER)
 MINUTES = 240  # of a job, after which it is requeued and goes on
+DELAY = 90  # seconds before that in which a trial is told to save
 
 
 def slurm_option(text: str) -> tuple[str, Any]:
@@ -35,5 +36,12 @@ def slurm_option(text: str) -> tuple[str, Any]:
 
 
 def complete(given: Iterable[tuple[str, Any]], threads: int | None) -> dict[str, Any]:
-    """The options with what isn't given: the time, and a CPU for each of the trial's `threads`."""
-    return {"time": MINUTES, "cpus_per_task": threads or 1, CLUSTER: "slurm", **dict(given)}
+    """The options with what isn't given: the time, and a CPU for each of the trial's `threads`. Raises `ConfigError`
+    for jobs that would be told to save before they begin."""
+    options = {"time": MINUTES, "signal_delay_s": DELAY, "cpus_per_task": threads or 1, CLUSTER: "slurm", **dict(given)}
+    if 60 * options["time"] <= options["signal_delay_s"]:
+        raise ConfigError(
+            f"--slurm time: got {options['time']} minutes, which is no more than signal_delay_s "
+            f"({options['signal_delay_s']} s), so a trial would be told to save and end at once"
+        )
+    return options

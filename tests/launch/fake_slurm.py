@@ -16,6 +16,7 @@ from pathlib import Path
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sacct")
 
+STATES = {"PENDING": "PD", "RUNNING": "R", "REQUEUED": "PD", "COMPLETING": "CG"}
 KILL_WAIT = 5.0  # seconds from SIGTERM to SIGKILL
 ONE_TASK = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
 ONE_TASK |= {"SLURM_JOB_NAME": "gla", "SLURM_JOB_NODELIST": "here"}
@@ -39,15 +40,21 @@ def sbatch(script: str) -> None:
         sys.exit("sbatch: error: invalid partition specified: closed")
     found = re.search(r"#SBATCH --array=0-(\d+)%(\d+)", text)
     last, limit = (int(found[1]), int(found[2])) if found else (0, 1)
+    most = jobs() / "most"
+    if most.exists() and len(unfinished()) + last + 1 > int(most.read_text()):
+        sys.exit("sbatch: error: AssocMaxSubmitJobLimit")
     first = f"{os.getpid()}"
     ids = [f"{first}_{i}" for i in range(last + 1)] if found else [first]
     for id in ids:
         (jobs() / id).write_text("PENDING")
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # jobs are no children of sbatch's
     subprocess.Popen(
         [sys.executable, __file__, "run", script, str(limit), *ids], start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     print(f"Submitted batch job {first}")
+    if (jobs() / "interrupt").exists():
+        os.kill(os.getppid(), signal.SIGINT)
 
 
 def run(script: str, limit: str, *ids: str) -> None:
@@ -90,14 +97,32 @@ def srun(*arguments: str) -> None:
 def squeue(*_: str) -> None:
     if (jobs() / "down").exists():
         sys.exit("slurm_load_jobs error: Unable to contact slurm controller")
-    print("\n".join(id for id in ids() if state(id) in ("PENDING", "RUNNING", "REQUEUED")))
+    for id in ids():
+        if state(id) in STATES:
+            print(id, STATES[state(id)])
+
+
+def unfinished() -> list[str]:
+    return [id for id in ids() if state(id) in ("PENDING", "RUNNING", "REQUEUED")]
 
 
 def scancel(*arguments: str) -> None:
-    (id,) = (argument for argument in arguments if not argument.startswith("-"))
+    if (jobs() / "down").exists():
+        sys.exit("scancel: error: Unable to contact slurm controller")
+    failed = False
+    with (jobs() / "scancel").open("a") as calls:
+        print(*arguments, file=calls)
     number = signal.SIGKILL if "--signal=KILL" in arguments else signal.SIGTERM
-    (jobs() / id).write_text("CANCELLED")
-    tell(id, number)
+    for argument in arguments:
+        if argument.startswith("-"):
+            continue
+        found = re.fullmatch(r"(\d+)_\[(\d+)-(\d+)\]", argument)
+        for id in [f"{found[1]}_{i}" for i in range(int(found[2]), int(found[3]) + 1)] if found else [argument]:
+            failed = failed or id not in unfinished()
+            (jobs() / id).write_text("CANCELLED")
+            tell(id, number)
+    if failed:
+        sys.exit("scancel: error: Job/step already completing or completed")
 
 
 def scontrol(_: str, id: str) -> None:

@@ -18,7 +18,7 @@ from gla_ablate.config import Config, read_yaml
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.local import LOSSES, prepare, run_trials
-from gla_ablate.launch.processes import Spawn, Start
+from gla_ablate.launch.processes import EachAlone, Spawn, Start
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import View
 
@@ -258,6 +258,20 @@ def test_a_trial_has_the_environment_of_its_slot_and_knows_its_parent(launch):
     assert env["PYTHONPATH"].split(os.pathsep)[0] == str(Path(__file__).parents[2])
 
 
+def test_a_trial_that_ends_while_its_folder_is_prepared_is_left_as_it_ended(launch, monkeypatch):
+    """A job of SLURM's runs on while no run.py does."""
+    assert launch("good-a") is False
+    finished = (launch.folder / "good-a" / "status.json").read_text()
+    State("running", step=3, max_steps=9).write(launch.folder / "good-a")
+
+    def write_config(config: Config, path: Path) -> None:
+        (launch.folder / "good-a" / "status.json").write_text(finished)
+
+    monkeypatch.setattr("gla_ablate.launch.local.write_config", write_config)
+    launch("good-a")
+    assert launch.ran == [] and launch.state("good-a").status == "finished"
+
+
 class Elsewhere:
     """A process of another machine's: it waits for a place, and is lost once it has one that isn't to be had."""
 
@@ -280,7 +294,7 @@ class Elsewhere:
     kill = terminate
 
 
-class StartElsewhere:
+class StartElsewhere(EachAlone):
     waits = False
 
     def __init__(self, gets_a_place: bool = True) -> None:

@@ -165,6 +165,7 @@ def test_nothing_outlives_a_killed_launcher_and_an_interrupted_one_ends_in_order
         ([(2, 0)], 5, None, None, Share(1, 0, 2)),
         ([(16, 4), (64, 8), (8, 0)], None, None, None, Share(4, 1, 12)),
         ([(16, 4)], None, 2, None, Share(2, 0.5, 8)),
+        ([(14, 1)], None, 7, None, Share(2, 0.1428, 7)),  # seven sevenths, as Ray rounds them, are more than one
         ([(16, 4)], 3, None, None, Share(4, 1, 3)),
         ([(2, 4)], None, None, None, Share(1, 1, 2)),
     ],
