@@ -36,6 +36,7 @@ set:
   trainer: {max_steps: 330, val_every: 40, log_every: 7, precision: 32-true}
 seeds: [0, 1]
 """
+PAUSE = "pause"  # beside grid.yaml
 # how a kill is done: to whom, and with what
 WAYS = (
     ("trial", signal.SIGKILL),
@@ -87,6 +88,19 @@ def training(out: Path, since: float) -> dict[Path, dict[str, Any]]:
         if status.get("status") == "running" and status["step"] > 0 and began and alive(status["pid"]):
             found[folder] = status
     return found
+
+
+def paused(grid: Path, process: subprocess.Popen[str]) -> dict[Path, dict[str, Any]]:
+    """The two trials of what `process` runs, in `runs`, once both have saved a checkpoint and wait, as `GLA_TEST_PAUSE`
+    tells them, for the file that it names to go."""
+
+    def found() -> dict[Path, dict[str, Any]] | None:
+        assert process.poll() is None, process.communicate()
+        running = training(grid / "runs", 0)
+        waiting = [home for home, status in running.items() if (grid / f"{PAUSE}.{status['pid']}").exists()]
+        return running if len(waiting) == 2 else None
+
+    return wait_for(found)
 
 
 def alive(pid: int) -> bool:

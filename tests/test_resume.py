@@ -28,6 +28,7 @@ from tests.test_trial import read, run
 PLUGIN = """
 import os
 import random
+import time
 import numpy
 import torch
 from gla_ablate.model import Gate, GateShape, register_gate
@@ -45,6 +46,11 @@ class Drawing(Gate):
         number, call = os.environ.get("GLA_TEST_SIGNAL", "0@0").split("@")
         if self.calls == int(call):
             os.kill(os.getpid(), int(number))
+        pause = os.environ.get("GLA_TEST_PAUSE")
+        if pause and self.calls == 60:
+            open(f"{pause}.{os.getpid()}", "w").close()
+            while os.path.exists(pause):
+                time.sleep(0.02)
         noise = torch.rand(x.shape[:2])[..., None] + random.random() + numpy.random.rand()
         return torch.nn.functional.logsigmoid(self.proj(x)) / 16 - 0.01 * noise
 """

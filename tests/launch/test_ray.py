@@ -19,7 +19,7 @@ from gla_ablate.launch.state import State
 from gla_ablate.model import GATES, plugins
 from tests.test_cli import PLUGIN as GATES_OF_THE_COMMAND
 from tests.test_cli import TINY, statuses
-from tests.test_kills import parent, training, trials, wait_for, write_grid
+from tests.test_kills import PAUSE, parent, paused, training, trials, wait_for, write_grid
 from tests.test_resume import outcome
 
 pytestmark = [
@@ -40,6 +40,7 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(folder: Path, *arguments: str, ray: str = "local") -> subprocess.Popen[str]:
     """The command in a session of its own, in `folder`, on one thread a trial; `ray` is the cluster's address."""
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray, MARK: str(folder)}
+    env["GLA_TEST_PAUSE"] = str(folder / PAUSE)
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -75,33 +76,28 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
     cluster.shutdown()
 
 
-def on_second_node(cluster: Any, running: dict[Path, dict[str, Any]]) -> tuple[Path, int] | None:
-    """The trial there that has saved a checkpoint, and its process."""
+def on_second_node(cluster: Any, running: dict[Path, dict[str, Any]]) -> tuple[Path, int]:
+    """The trial there, and its process."""
     (node,) = cluster.worker_nodes
     raylets = [p.process.pid for p in node.all_processes["raylet"]]
-    for home, status in running.items():
-        worker = parent(status["pid"])
-        if parent(worker) in raylets and status["step"] > 40 and (home / "checkpoints" / "last.ckpt").exists():
-            return home, status["pid"]
-    return None
+    ((home, pid),) = [(home, x["pid"]) for home, x in running.items() if parent(parent(x["pid"])) in raylets]
+    return home, pid
 
 
 @pytest.mark.parametrize("cluster", [2], indirect=True, ids=["2 nodes"])
 def test_a_lost_node_s_trial_goes_on_elsewhere_as_if_nothing_had_been(cluster: Any, grid: Path) -> None:
     whole = run(grid, "grid.yaml", "--out", "whole")
     assert whole.wait(180) == 0, whole.communicate()
+    (grid / PAUSE).touch()
     process = run(grid, "grid.yaml", "--out", "runs", "--launcher", "ray", ray=cluster.address)
-    home, pid = wait_for(
-        lambda: on_second_node(cluster, training(grid / "runs", 0)) or (process.poll() is not None and ("", 0))
-    )
-    assert pid, process.communicate()
+    home, pid = on_second_node(cluster, paused(grid, process))
     gone = (pid, parent(pid))  # with Ray's worker: a machine that is gone saves nothing, and tells nothing
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for each in gone:
             os.kill(each, number)
         if number == signal.SIGSTOP:
-            saved = State.read(home).step
             cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+    (grid / PAUSE).unlink()
     out, _ = process.communicate(timeout=180)
     assert process.returncode == 0, out
     assert "2 at a time on a Ray cluster of 2 nodes" in out
@@ -109,7 +105,7 @@ def test_a_lost_node_s_trial_goes_on_elsewhere_as_if_nothing_had_been(cluster: A
         f"killed       {home.name}: its node or its Ray worker was lost" in out
         and out.count(f"started      {home.name}") == 2
     )
-    assert 40 <= State.read(home).first_step - 1 <= saved
+    assert State.read(home).first_step == 41
     for folder in trials(grid / "runs"):
         assert outcome(folder) == outcome(grid / "whole" / "grid" / folder.name)
     assert len(trials(grid / "runs")) == 2

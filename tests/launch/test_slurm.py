@@ -23,7 +23,7 @@ from gla_ablate.status import read_json
 from tests.launch import fake_slurm
 from tests.test_cli import PLUGIN as GATES_OF_THE_COMMAND
 from tests.test_cli import TINY, statuses
-from tests.test_kills import alive, parent, training, trials, wait_for, write_grid
+from tests.test_kills import PAUSE, alive, parent, paused, training, trials, wait_for, write_grid
 from tests.test_resume import outcome
 
 pytestmark = [
@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.xdist_group("clusters"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
+LONG = "trainer.max_steps=20000"  # for trials that have not ended when they are told to
 LOCAL = ("--launcher", "slurm", "--slurm", "cluster=local")
 SLURM = ("--launcher", "slurm", "--jobs", "2", "--slurm", "partition=small", "--slurm", "time=60")
 
@@ -50,23 +51,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """The command in a session of its own, in `folder`, on one thread a trial."""
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GLA_TEST_PAUSE": str(folder / PAUSE)}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-
-
-def saved(folder: Path, process: subprocess.Popen[str], since: float = 0.0) -> dict[Path, dict[str, Any]]:
-    """The two trials that are training, once both have saved a checkpoint."""
-
-    def found() -> dict[Path, dict[str, Any]] | None:
-        assert process.poll() is None, process.communicate()
-        running = training(folder / "runs", since)
-        done = [home for home in running if (home / "checkpoints" / "last.ckpt").exists()]
-        return running if len(done) == 2 else None
-
-    return wait_for(found)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +71,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def halt(running: dict[Path, dict[str, Any]]) -> list[int]:
-    """Stop the trials where they are, so that nothing hangs on how fast this machine is; their processes."""
+    """Stop the trials where they are; their processes."""
     found = [running[home]["pid"] for home in sorted(running)]
     for pid in found:
         os.kill(pid, signal.SIGSTOP)
@@ -104,10 +93,12 @@ def first_lines(process: subprocess.Popen[str], count: int) -> str:
 
 
 def test_jobs_outlive_a_killed_launcher_are_taken_up_and_resume_when_preempted(grid: Path, whole: Any) -> None:
+    (grid / PAUSE).touch()
     first = run(grid, "grid.yaml", *LOCAL)
-    pids = halt(saved(grid, first))
+    pids = halt(paused(grid, first))
     first.kill()
     first.wait()
+    (grid / PAUSE).unlink()
     second = run(grid, "grid.yaml", *LOCAL)
     assert "2 at a time as jobs, 2 of them submitted before" in first_lines(second, 1)
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):  # as SLURM sends them, to all processes of a job
@@ -122,8 +113,9 @@ def test_jobs_outlive_a_killed_launcher_are_taken_up_and_resume_when_preempted(g
 
 
 def test_an_interrupted_launcher_cancels_its_jobs_which_save(grid: Path) -> None:
-    process = run(grid, "grid.yaml", *LOCAL)
-    running = saved(grid, process)
+    process = run(grid, "grid.yaml", LONG, *LOCAL)
+    wait_for(lambda: len(training(grid / "runs", 0)) == 2 or process.poll() is not None)
+    running = training(grid / "runs", 0)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in out, out
@@ -133,7 +125,7 @@ def test_an_interrupted_launcher_cancels_its_jobs_which_save(grid: Path) -> None
 
 
 def test_a_second_signal_kills_a_job_s_trial_that_does_not_listen(grid: Path) -> None:
-    process = run(grid, "grid.yaml", "seeds=[0]", *LOCAL)
+    process = run(grid, "grid.yaml", "seeds=[0]", LONG, *LOCAL)
     running = wait_for(lambda: training(grid / "runs", 0) or process.poll() is not None)
     (pid,) = halt(running)  # it can't
     for _ in range(2):
@@ -156,8 +148,10 @@ def test_a_failing_job_s_trial_has_its_reason_and_the_other_finishes(tmp_path: P
 
 
 def test_an_array_s_preempted_job_is_requeued_and_resumes(slurm: None, grid: Path, whole: Any) -> None:
+    (grid / PAUSE).touch()
     process = run(grid, "grid.yaml", *SLURM)
-    halt(saved(grid, process))
+    halt(paused(grid, process))
+    (grid / PAUSE).unlink()
     script = (grid / "jobs" / "last.sh").read_text()
     for line in ("array=0-1%2", "partition=small", "time=60", "requeue", "cpus-per-task=1", "signal=USR2@90"):
         assert f"#SBATCH --{line}\n" in script
@@ -191,13 +185,13 @@ def test_a_job_that_is_gone_without_a_result_is_told_and_submitted_again_if_it_w
 
 
 def test_jobs_of_slurm_s_are_taken_up_and_cancelled(slurm: None, grid: Path) -> None:
-    first = run(grid, "grid.yaml", *SLURM, "--jobs", "1")
+    first = run(grid, "grid.yaml", LONG, *SLURM, "--jobs", "1")
     wait_for(lambda: training(grid / "runs", 0) or first.poll() is not None)
     halt(training(grid / "runs", 0))
     assert first.poll() is None
     first.kill()
     first.wait()
-    second = run(grid, "grid.yaml", *SLURM)
+    second = run(grid, "grid.yaml", LONG, *SLURM)
     assert "2 of them submitted before" in first_lines(second, 2)  # the second: it watches
     (pid,) = (status["pid"] for status in training(grid / "runs", 0).values())
     os.kill(pid, signal.SIGCONT)
@@ -302,7 +296,7 @@ def test_a_job_that_has_ended_by_itself_does_not_look_like_one_that_could_not_be
 
 
 def test_a_cancelled_launcher_says_which_jobs_may_go_on(slurm: None, grid: Path) -> None:
-    process = run(grid, "grid.yaml", *SLURM, "seeds=[0]")
+    process = run(grid, "grid.yaml", *SLURM, "seeds=[0]", LONG)
     wait_for(lambda: training(grid / "runs", 0) or process.poll() is not None)
     (pid,) = halt(training(grid / "runs", 0))
     (grid / "jobs" / "down").touch()
