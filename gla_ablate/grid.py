@@ -7,23 +7,26 @@ An axis is a list of rows; a row gives dotted keys their values. `grid: {model.h
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gla_ablate.config import merge
+from gla_ablate.config import CHOICES, merge
 from gla_ablate.errors import ConfigError
 
 Row = dict[str, Any]
 Axis = list[Row]
 
 MISSING = object()
+MOST = 1_000_000  # points of a grid: more are a mistake, and would take hours to be checked
 
 
 def build_axes(grid: Mapping[str, list[Any]], zips: list[dict[str, list[Any]]]) -> list[Axis]:
     """The axes of an experiment in the order of its YAML, `grid` before `zip`.
 
     Raises `ConfigError` for an axis without values, lists of unequal length in one `zip` and a key on two axes, be it
-    inside a mapping: one axis would undo the other, and folders and reports would name a value that no trial had.
+    inside a mapping: one axis would undo the other, and folders and reports would name a value that no trial had. Also
+    for more than `MOST` points.
     """
     axes = []
     seen: dict[str, str] = {}
@@ -40,14 +43,22 @@ def build_axes(grid: Mapping[str, list[Any]], zips: list[dict[str, list[Any]]]) 
         if len(set(lengths.values())) > 1:
             raise ConfigError(f"{where}: lists of unequal length ({', '.join(f'{k} {n}' for k, n in lengths.items())})")
         axes.append([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+    if (count := math.prod(map(len, axes))) > MOST:
+        raise ConfigError(f"grid: makes {count:,} points, takes up to {MOST:,}")
     return [axis for axis in axes if axis]
 
 
 def leaves(key: str, value: Any) -> set[str]:
     """The dotted keys that `key: value` sets."""
-    if not isinstance(value, Mapping):
-        return {key}
-    return {leaf for inner, held in value.items() for leaf in leaves(f"{key}.{inner}", held)}
+    return set(flatten({key: value}))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted keys, in order."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def points(axes: list[Axis]) -> Iterator[Row]:
@@ -70,10 +81,23 @@ def fix(axis: Axis, key: str, value: Any) -> Axis:
     return agreeing or [row for i, row in enumerate(changed) if row not in changed[:i]]
 
 
+def touches(axes: list[Axis], key: str, value: Any) -> bool:
+    """Whether `key = value` sets what an axis varies, or an option of a choice whose name one varies."""
+    varied = {leaf for axis in axes for row in axis for k, v in row.items() for leaf in leaves(k, v)}
+    for leaf in leaves(key, value):
+        if any(f"{leaf}.".startswith(f"{other}.") or f"{other}.".startswith(f"{leaf}.") for other in varied):
+            return True
+        for choice, common in CHOICES.items():
+            inside, option = leaf.startswith(f"{choice}."), leaf.removeprefix(f"{choice}.")
+            if inside and f"{choice}.name" in varied and option not in common:
+                return True
+    return False
+
+
 def lookup(values: Mapping[str, Any], key: str, default: Any = MISSING) -> Any:
     """The value under a dotted key of nested mappings."""
     found: Any = values
-    for part in key.split("."):
+    for part in str(key).split("."):
         if not isinstance(found, Mapping) or part not in found:
             return default
         found = found[part]

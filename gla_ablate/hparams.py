@@ -8,12 +8,12 @@ are one text together.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from gla_ablate.config import Config
 
-CHOICES = {"model.gate": (), "data": ("seq_len", "batch_size")}  # with the options that have a key of their own
+# With the options that have a key of their own: those of `config.CHOICES` that the schema gives a value, too.
+CHOICES = {"model.gate": (), "data": ("seq_len", "batch_size")}
 
 
 def flat_hparams(config: Config) -> dict[str, bool | int | float | str]:
@@ -37,14 +37,14 @@ def column_types() -> dict[str, type]:
     return {key: type(value) for key, value in flat_hparams(Config()).items()}
 
 
-def columns_of(factor: str, values: list[Any]) -> list[str]:
-    """The keys of `flat_hparams` that tell what `factor` is at, whose values are `values`."""
-    choice = next((key for key in CHOICES if factor == key or factor.startswith(f"{key}.")), None)
-    if choice is None:
-        return [factor]
-    if factor == choice:  # a mapping, or several
-        keys = dict.fromkeys(key for value in values if isinstance(value, Mapping) for key in value)
-    else:
-        keys = dict.fromkeys([factor.removeprefix(f"{choice}.")])
-    found = [choice if k == "name" else f"{choice}.{k}" if k in CHOICES[choice] else f"{choice}_options" for k in keys]
-    return list(dict.fromkeys(found))
+def columns_of(keys: Iterable[str]) -> list[str]:
+    """The keys of `flat_hparams` that hold the dotted `keys` of a config."""
+
+    def column(key: str) -> str:
+        choice = next((choice for choice in CHOICES if key.startswith(f"{choice}.")), None)
+        if choice is None:
+            return key
+        option = key.removeprefix(f"{choice}.")
+        return choice if option == "name" else key if option in CHOICES[choice] else f"{choice}_options"
+
+    return list(dict.fromkeys(map(column, keys)))

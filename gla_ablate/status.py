@@ -19,10 +19,18 @@ STATUSES = ("queued", "running", "finished", "interrupted", *FAILED)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` in one step: a reader sees the old content or the new, never half of it."""
+    replace(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace `path` in one step: a reader sees the old content or the new, never half of it. A folder in its place is
+    set aside, and no link is followed."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.unlink(missing_ok=True)  # of an earlier process with that id, or a link to anywhere
     try:
-        unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_bytes(content)
+        if path.is_dir() and not path.is_symlink():
+            set_aside(path)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 `write_report` reads `experiment.json` and the trials' own files, and writes into `report/`:
 
-- `results.csv`, a row per grid point, and `trials.csv`, a row per trial, both in grid order and full precision;
+- `results.csv`, a row per grid point, and `trials.csv`, a row per trial, both in grid order and full precision; with
+  `best_over` also `best.csv`, a row per variant;
 - `effects.csv`, what each factor does, and `pairs.csv`, which points differ, both with intervals over seeds;
 - figures: `curves.png`, the curves with a band over seeds; `metric.png`, the metric of every point with its seeds;
   `effects.png`, what each factor does; `heatmap.png`, two factors at once; `cost.png`, the metric against its cost;
@@ -14,7 +15,6 @@ It may be called at any time and any number of times: trials that haven't finish
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +26,7 @@ from gla_ablate.report.html import html
 from gla_ablate.report.markdown import markdown
 from gla_ablate.report.page import document
 from gla_ablate.report.trials import load
+from gla_ablate.status import replace
 
 __all__ = ["write_report"]
 
@@ -34,7 +35,7 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
     """Write `experiment_dir/report/` and print the table on `console` where one is given.
 
     Raises `ConfigError` if `experiment_dir` holds no experiment. Every file is replaced whole, so that a reader never
-    sees half of one; a plot of an earlier report that this one doesn't have is removed.
+    sees half of one; a file of an earlier report that this one doesn't have is removed.
     """
     experiment = load(experiment_dir)
     found = find(experiment)
@@ -42,7 +43,7 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
     folder.mkdir(exist_ok=True)
     images = []
     for name, plot, caption in PLOTS:
-        image = plot(found.shown, found.labels, experiment.settings)
+        image = plot(found)
         if image is None:
             (folder / name).unlink(missing_ok=True)
         else:
@@ -50,15 +51,19 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
             images.append(Image(name, image, caption))
     blocks = document(found, images)
     for name, content in (
-        ("results.csv", csvs.results_csv(experiment, found.grid)),
+        ("results.csv", csvs.results_csv(found)),
+        ("best.csv", csvs.best_csv(found)),
         ("trials.csv", csvs.trials_csv(experiment)),
         ("effects.csv", csvs.effects_csv(found)),
         ("pairs.csv", csvs.pairs_csv(found)),
         ("report.md", markdown(blocks)),
         ("report.html", html(experiment.name, blocks)),
     ):
-        replace(folder / name, content.encode())
-    board.write(experiment_dir, experiment, found.shown, found.labels, markdown(document(found, [])), images)
+        if content is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            replace(folder / name, content.encode())
+    board.write(experiment_dir, found, blocks)
     if console is not None:
         terminal.show(console, found, str(folder / "report.md"))
 
@@ -81,7 +86,7 @@ PLOTS = (
         "heatmap.png",
         plots.heat_map,
         "The two factors that do most; a cell averages over what all cells have of the others. Hatched: no "
-        "value. A cell much worse than the rest is as pale as the palest.",
+        "value, or too little in common with the rest. A cell much worse than the rest is as pale as the palest.",
     ),
     (
         "cost.png",
@@ -90,10 +95,3 @@ PLOTS = (
         "beats in both. A triangle: much worse than the panel shows.",
     ),
 )
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    os.replace(part, path)

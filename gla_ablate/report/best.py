@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from gla_ablate.report.baselines import with_baselines
 from gla_ablate.report.labels import identity
-from gla_ablate.report.points import Point, ranked, with_baselines
+from gla_ablate.report.points import Point, ranked
 from gla_ablate.report.trials import Settings
 
 
@@ -22,6 +23,11 @@ class Variant:
 
     tried: list[Point]
     best: Point
+
+    @property
+    def known(self) -> int:
+        """The values that were tried."""
+        return sum(map(was_tried, self.tried))
 
     def edge(self, factor: str) -> str:
         """`largest` or `smallest` if the best value of `factor` lies at that end of those that were tried, so that a
@@ -48,6 +54,13 @@ def most_seeds(tried: list[Point]) -> list[Point]:
     """Those of which as many seeds count as of any: where most diverged, the one that is left isn't the best."""
     most = max(point.n for point in tried)
     return [point for point in tried if point.n == most]
+
+
+def passed_over(variant: Variant, settings: Settings) -> list[Point]:
+    """The points of a variant whose mean is better than its best's, but over fewer seeds, which kept them out."""
+    sign = 1 if settings.mode == "min" else -1
+    best = variant.best.mean
+    return [p for p in variant.tried if p.mean is not None and best is not None and sign * p.mean < sign * best]
 
 
 def choice(point: Point, settings: Settings) -> dict[str, Any]:

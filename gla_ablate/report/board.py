@@ -16,9 +16,11 @@ import io
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -30,9 +32,12 @@ from tensorboard.plugins.text import metadata as text
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
+from gla_ablate.grid import flatten
 from gla_ablate.hparams import column_types, columns_of
-from gla_ablate.report.document import Image
+from gla_ablate.report.document import PLOTS, Block, Image
+from gla_ablate.report.findings import Findings
 from gla_ablate.report.labels import TAG_LABELS, Labels, identity
+from gla_ablate.report.markdown import markdown
 from gla_ablate.report.plots.curves import line_of
 from gla_ablate.report.points import Point, ranked
 from gla_ablate.report.trials import Experiment, Settings, Trial, read_metrics
@@ -50,36 +55,35 @@ KINDS = {
 }
 
 
-def write(
-    experiment_dir: Path,
-    experiment: Experiment,
-    grid: list[Point],
-    labels: Labels,
-    page: str,
-    figures: Sequence[Image],
-) -> None:
+def write(experiment_dir: Path, found: Findings, blocks: Sequence[Block]) -> None:
     """Bring `report/tensorboard/` up to date; what an earlier report had and this one hasn't is removed.
 
-    `page` is Markdown. A run's file that would say what it says stays as it is; else one of a later name takes its
-    place, which a TensorBoard that runs reads as its continuation, whose values take the place of the earlier ones.
+    `blocks` are the report, whose images go among TensorBoard's. A run's file that would say what it says stays as it
+    is; else one of a later name takes its place, which a TensorBoard that runs reads as its continuation, whose values
+    take the place of the earlier ones.
     """
     folder = experiment_dir / "report" / "tensorboard"
-    shown = shown_variants(grid, labels, experiment)
+    experiment = found.experiment
+    shown = shown_variants(found.shown, found.labels, experiment)
     runs: dict[str, bytes] = {}
     tags: set[str] = set()  # that some variant has
     for name, point in shown.items():
         curves = with_all_curves(experiment_dir, point)
-        found, values = curves_over_seeds(curves, compared(experiment, curves.trials))
-        if found:
+        logged, values = curves_over_seeds(curves, compared(experiment, curves.trials))
+        if logged:
             runs[name] = records(values, newest(experiment_dir, point.trials))
-            tags.update(found)
+            tags.update(logged)
+    page = markdown([block for block in blocks if not isinstance(block, Image) and block != PLOTS])
     summaries = [
         text_value("report/results", re.sub(r"(?<!\\)\[([^]]+)\]\([^)]+\)", r"`\1`", page)),  # links lead nowhere here
-        *map(image_value, figures),
+        *(image_value(block) for block in blocks if isinstance(block, Image)),
         hparams_value(experiment),
         layout_value(layout(experiment, in_order(tags, experiment.settings))),
     ]
     runs[""] = records([(0, summaries)], newest(experiment_dir, experiment.trials))
+    for path in (folder, *folder.glob("*")):
+        if path.is_symlink():  # which may lead anywhere
+            path.unlink()
     for name, content in runs.items():
         put(folder / name, content)
     for run in folder.iterdir():
@@ -94,6 +98,7 @@ def put(folder: Path, content: bytes) -> None:
     if not present or present[-1].read_bytes() != content:
         last = re.search(r"\d+$", present[-1].name) if present else None
         part = folder / f".part.{os.getpid()}"  # no name that TensorBoard reads
+        part.unlink(missing_ok=True)
         part.write_bytes(content)
         os.replace(part, folder / f"events.out.tfevents.{int(last[0]) + 1 if last else 1:010}")
     else:
@@ -233,13 +238,22 @@ def image_value(image: Image) -> Summary.Value:
     )
 
 
+def varied(factors: list[str], points: list[dict[str, Any]]) -> list[str]:
+    """The dotted keys of the config that vary over `points`, factor by factor; an option inside a factor's values is a
+    key by itself."""
+    found: dict[str, Counter[str]] = {}
+    for factor in factors:
+        for point in points:
+            for key, value in flatten({factor: point.get(factor)}).items():
+                found.setdefault(key, Counter())[identity(value)] += 1
+    return [key for key, values in found.items() if max(values.values()) < len(points)]
+
+
 def hparams_value(experiment: Experiment) -> Summary.Value:
     """What HParams shows of the trials, which enter themselves: the factors that vary and the seed, the metric first
     among a few others."""
-    points = [trial.point for trial in experiment.trials]
-    varying = Labels(experiment.factors, points).varying
-    keys = [key for factor in varying for key in columns_of(factor, [point.get(factor) for point in points])]
     types = column_types()
+    keys = columns_of(varied(experiment.factors, [trial.point for trial in experiment.trials]))
     infos = [
         api_pb2.HParamInfo(name=key, type=KINDS[types[key]], differs=True)
         for key in dict.fromkeys([*keys, "seed"])

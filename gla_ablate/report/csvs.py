@@ -1,6 +1,8 @@
 """The report's CSV files: everything in full precision, empty where unknown.
 
 `results.csv`   a row per grid point, in grid order
+`best.csv`      with `best_over`, a row per variant in grid order, at its best: as results.csv, the difference to the
+                baseline at its own best, `tried` values
 `trials.csv`    a row per trial, in grid order
 `effects.csv`   a row per factor and value: mean, and the effect against the reference, all else the same
 `pairs.csv`     a row per pair of points that are compared: point − other, with its interval and the verdict on `point`
@@ -23,8 +25,21 @@ EFFECTS = ("factor", "value", "reference", "mean", "effect", "low", "high", "ver
 PAIRS = ("point", "other", "n", "difference", "low", "high", "verdict", "point_row", "other_row")
 
 
-def results_csv(experiment: Experiment, grid: list[Point]) -> str:
-    rows = [
+def results_csv(found: Findings) -> str:
+    """With `best_over`, each point against the baseline at the same values of those factors."""
+    return written([point_row(point, found.experiment) for point in found.grid])
+
+
+def best_csv(found: Findings) -> str | None:
+    """None without `best_over`."""
+    if not found.variants:
+        return None
+    rows = [point_row(variant.best, found.experiment) | {"tried": variant.known} for variant in found.variants]
+    return written(rows)
+
+
+def point_row(p: Point, experiment: Experiment) -> dict[str, Any]:
+    return (
         {factor: plain(p.values.get(factor)) for factor in experiment.factors}
         | {
             "metric": experiment.settings.metric,
@@ -40,9 +55,7 @@ def results_csv(experiment: Experiment, grid: list[Point]) -> str:
             "backend": p.backend,
         }
         | dict(zip(("delta_low", "delta_high"), ends(None if p.is_baseline else p.against), strict=True))
-        for p in grid
-    ]
-    return written(rows)
+    )
 
 
 def trials_csv(experiment: Experiment) -> str:

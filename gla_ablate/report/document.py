@@ -75,6 +75,7 @@ class Shell:
     text: str
 
 
+PLOTS = Heading("Plots", 2)  # before a report's images
 Block = Heading | Paragraph | Bullets | Table | Image | Shell
 
 

@@ -9,6 +9,7 @@ import functools
 import itertools
 from dataclasses import dataclass
 
+from gla_ablate.report.baselines import with_baselines
 from gla_ablate.report.best import Variant, variants
 from gla_ablate.report.effects import Effect, main_effects
 from gla_ablate.report.intervals import Interval, verdict
@@ -53,7 +54,8 @@ class Findings:
 
 
 def find(experiment: Experiment) -> Findings:
-    settings, grid = experiment.settings, points(experiment)
+    settings = experiment.settings
+    grid = with_baselines(points(experiment), settings)
     all_labels = Labels(experiment.factors, [point.values for point in grid])
     found = variants(grid, settings) if settings.best_over else []
     shown = [variant.best for variant in found] or grid

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from html import escape
 from pathlib import Path
@@ -67,22 +68,14 @@ a { color: var(--link) }
 """
 
 SCRIPT = """
-const size = {k: 1e3, M: 1e6, G: 1e9, T: 1e12, P: 1e15};
-const number = text => {
-  const found = text.replace(/,/g, "").replace(/−/g, "-").match(/[-+]?\\d[\\d.]*(?:e[-+]?\\d+)?/);
-  return found ? parseFloat(found[0]) * (size[(text.match(/\\d([kMGTP])$/) || [])[1]] || 1) : NaN;
-};
 for (const head of document.querySelectorAll("th")) {
   head.dataset.sorts = "";
   head.addEventListener("click", () => {
     const body = head.closest("table").tBodies[0], down = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-    const cell = row => row.cells[head.cellIndex].textContent, numeric = head.classList.contains("number");
-    const order = (a, b) => {
-      const [x, y] = [number(a), number(b)];
-      if (!numeric) return down * a.localeCompare(b);
-      return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) : down * (x - y);
-    };
-    body.append(...[...body.rows].sort((a, b) => order(cell(a), cell(b))));
+    const kind = cell => cell.dataset.number ? 0 : cell.textContent ? 1 : 2;  // numbers, words, nothing: either way
+    const order = (a, b) => kind(a) - kind(b) || down * (
+      kind(a) ? a.textContent.localeCompare(b.textContent) : a.dataset.number - b.dataset.number);
+    body.append(...[...body.rows].sort((a, b) => order(a.cells[head.cellIndex], b.cells[head.cellIndex])));
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down > 0 ? "ascending" : "descending");
   });
@@ -154,18 +147,32 @@ def inline(words: Words) -> str:
 
 
 def table(columns: list[Column]) -> str:
-    heads = "".join(cell("th", column.header, column.right, number=is_numeric(column)) for column in columns)
+    heads = "".join(cell("th", column.header, column.right) for column in columns)
     cells = [[cell("td", text, column.right) for text in column.cells] for column in columns]
     rows = "\n".join(f"<tr>{''.join(row)}</tr>" for row in zip(*cells, strict=True))
     return f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>'
 
 
-def cell(tag: str, text: str, right: bool, number: bool = False) -> str:
-    kinds = [kind for kind, is_one in (("right", right), ("long", len(text) > LONG), ("number", number)) if is_one]
+def cell(tag: str, text: str, right: bool) -> str:
+    kinds = [kind for kind, is_one in (("right", right), ("long", len(text) > LONG)) if is_one]
     about = f' class="{" ".join(kinds)}"' if kinds else ""
+    number = number_of(text) if tag == "td" else None
+    about += "" if number is None else f' data-number="{number!r}"'
     return f"<{tag}{about}>{escape(text)}</{tag}>"
 
 
-def is_numeric(column: Column) -> bool:
-    """Whether its rows are sorted as numbers."""
-    return column.right or all(re.match(r"[-+−]?\d", text) for text in column.cells if text)
+NUMBER = re.compile(
+    r"(?:tie )?(?P<sign>[-+−]?)(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?)(?P<unit>[kMGTP]?)"
+    r"(?: ± .*| … .*|/\d+)?"
+)
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+
+
+def number_of(text: str) -> float | None:
+    """What a cell is sorted by: `−1.50`, `2.5 ± 0.1`, `tie +0.1`, `468k`, an interval's lower end, `2` of `2/3`; None
+    for one that is no number, such as `1 failed`."""
+    found = NUMBER.fullmatch(text.strip())
+    if found is None:
+        return None
+    size = float(found["digits"].replace(",", "")) * UNITS[found["unit"]]
+    return None if math.isinf(size) else -size if found["sign"] in ("-", "−") else size

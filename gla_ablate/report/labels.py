@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gla_ablate.grid import flatten
+
 TAG_LABELS = {
     "train/loss": "training loss (nats/token)",
     "train/grad_norm": "gradient norm",
@@ -19,29 +21,28 @@ TAG_LABELS = {
     "lr": "learning rate",
 }
 
+UNCHANGED = "unchanged"  # from what the experiment sets for all trials
+NAMED = 3  # things that a sentence names
 
-def value_text(value: Any, hide: frozenset[str] = frozenset()) -> str:
+
+def value_text(value: Any, hide: frozenset[str] = frozenset(), names: Mapping[str, str] | None = None) -> str:
     """A factor's value as text: `{"name": "data_dependent", "rank": 16}` is `data_dependent rank=16`.
 
-    `hide` names options of a mapping to leave out; nested options are dotted.
+    `hide` are options of a mapping to leave out, `names` what to call others, by their values alone where empty; else
+    nested options are dotted. A mapping that says nothing (more) leaves all `unchanged`.
     """
     if isinstance(value, Mapping):
         options = flatten(value)
-        name = [str(options.pop("name"))] if "name" in options else []
-        return " ".join(name + [f"{key}={value_text(v)}" for key, v in options.items() if key not in hide])
+        said = [str(options.pop("name"))] if "name" in options else []
+        for key, option in options.items():
+            name = (names or {}).get(key, key)
+            said += [f"{name}={value_text(option)}" if name else value_text(option)] * (key not in hide)
+        return " ".join(said) or UNCHANGED
     if isinstance(value, list):
         return ",".join(map(value_text, value))
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys, in order."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def identity(value: Any) -> str:
@@ -61,20 +62,23 @@ class Labels:
         self.fixed = [f for f in factors if f not in self.varying]
         self.headers = short_names(factors)
         self._hidden = {f: constant_options([p.get(f) for p in points]) for f in factors}
+        self._names = {f: option_names([p.get(f) for p in points]) for f in factors}
 
     def cell(self, factor: str, point: dict[str, Any]) -> str:
         """The value of `factor` at `point`, short."""
         value = point.get(factor)
         if not isinstance(value, Mapping):
             return value_text(value)
-        return value_text(value, self._hidden[factor][name_of(value)])
+        return value_text(value, self._hidden[factor][name_of(value)], self._names[factor])
 
     def point(self, point: dict[str, Any]) -> str:
-        """One line that tells `point` from all others: `data_dependent · heads=4`."""
+        """One line that tells `point` from all others: `data_dependent · heads=4`; of a part of one, that part."""
         parts = []
         for factor in self.varying:
+            if factor not in point:
+                continue
             cell = self.cell(factor, point)
-            says_itself = isinstance(point.get(factor), Mapping) or factor.endswith(".name")
+            says_itself = (isinstance(point.get(factor), Mapping) and cell != UNCHANGED) or factor.endswith(".name")
             parts.append(cell if says_itself else f"{self.headers[factor]}={cell}")
         return " · ".join(parts) or "the only point"
 
@@ -107,6 +111,14 @@ def constant_options(values: Iterable[Any]) -> dict[str, frozenset[str]]:
     }
 
 
+def option_names(values: Iterable[Any]) -> dict[str, str]:
+    """Dotted options of mappings → what to call them: `gate.rank` is `rank`, and `gate.name`, if it is the only name
+    among them, needs none, for its value says it."""
+    keys = list(dict.fromkeys(key for value in values if isinstance(value, Mapping) for key in flatten(value)))
+    names = [key for key in keys if key.endswith(".name")]
+    return short_names(keys) | (dict.fromkeys(names, "") if len(names) == 1 else {})
+
+
 def short_names(factors: list[str]) -> dict[str, str]:
     """Dotted key → its last part, or as many last parts as tell it from the others; `x.gate.name` is `gate`."""
     parts = {f: f.removesuffix(".name").split(".") for f in factors}
@@ -118,6 +130,12 @@ def short_names(factors: list[str]) -> dict[str, str]:
         )
         names[factor] = ".".join(own[-length:])
     return names
+
+
+def listed(names: list[str]) -> str:
+    """`a, b, c and 4 more`."""
+    shown, more = names[:NAMED], len(names) - NAMED
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def si(number: float | None, digits: int = 3) -> str:

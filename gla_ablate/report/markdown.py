@@ -41,7 +41,13 @@ def block(item: Block) -> str:
         case Image(name, _, caption):
             return f"![{Path(name).stem}]({name})\n\n*{escape(caption)}*"
         case Shell(text):
-            return f"```sh\n{text}\n```"
+            fence = "`" * max(3, 1 + longest(text))
+            return f"{fence}sh\n{text}\n{fence}"
+
+
+def longest(text: str) -> int:
+    """The length of the longest run of backticks, which a fence around them has to surpass."""
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def inline(words: Words) -> str:
@@ -49,7 +55,8 @@ def inline(words: Words) -> str:
     for word in words:
         match word:
             case Mono(text):
-                written.append(f"`{text}`")
+                fence, space = "`" * (1 + longest(text)), " " * ("`" in text)
+                written.append(f"{fence}{space}{text}{space}{fence}")
             case Link(name):
                 written.append(f"[{name}]({name})")
             case str():
@@ -69,5 +76,6 @@ def pipes(columns: list[Column]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"[\\|*`<\[]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", " ".join(text.splitlines()))
+    """Text that Markdown shows as it is, GitHub's with its formulas and crossed-out words too, on one line."""
+    special = r"[\\|*`<\[~$]|&(?=#?\w+;)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"
+    return re.sub(special, r"\\\g<0>", " ".join(text.splitlines()))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gla_ablate.report import tables
+from gla_ablate.report.baselines import baseline_text
 from gla_ablate.report.document import (
+    PLOTS,
     Block,
     Bullets,
     Column,
@@ -22,7 +24,7 @@ from gla_ablate.report.document import (
 from gla_ablate.report.findings import ALL_PAIRS, Findings
 from gla_ablate.report.labels import identity
 from gla_ablate.report.provenance import WORDS, provenance, shares
-from gla_ablate.report.words import answer, baseline_text, chosen_names, notes, question
+from gla_ablate.report.words import answer, at_best, chosen_names, left_out, notes, question
 
 ROWS = 100  # of a table, before the rest is left to the CSV files
 MATRIX = 8  # points that are few enough for all pairs side by side
@@ -35,7 +37,7 @@ def document(found: Findings, images: Sequence[Image]) -> list[Block]:
     blocks += results(found)
     blocks += best_values(found) + effects(found) + differences(found)
     if images:
-        blocks += [Heading("Plots", 2), *images]
+        blocks += [PLOTS, *images]
     if tables.leftovers(experiment):
         blocks += [Heading("Trials that don't count", 2), *limited(tables.unfinished(found), "trials.csv")]
     ran = provenance(experiment.trials)
@@ -51,7 +53,8 @@ def results(found: Findings) -> list[Block]:
     settings, labels = found.experiment.settings, found.labels
     columns = tables.results(found)
     meanings = {
-        "Δ": f"difference to the one point with {baseline_text(settings)} and all else the same, seed by seed",
+        "Δ": f"difference to the one point with {baseline_text(settings)} and all else the same"
+        f"{', each' * bool(found.variants)}{at_best(found)}, seed by seed",
         "95 %": "confidence interval of Δ; a tie where it contains 0",
         "state": "numbers in the recurrent state of all layers for one sequence",
         "FLOPs/token": "forward and backward, counted from the shapes",
@@ -63,8 +66,12 @@ def results(found: Findings) -> list[Block]:
     items += [f"{header}: {meaning}" for header, meaning in meanings.items() if header in shown]
     if labels.constants():
         items.append(f"the same everywhere: {', '.join(labels.constants())}")
-    files = text("In full precision: ", Link("results.csv"), ", ", Link("trials.csv"), ".")
-    return [Heading("Results", 2), *limited(columns, "results.csv"), Bullets(items), files]
+    file = "best.csv" if found.variants else "results.csv"
+    files: list[str | Link] = ["In full precision: ", Link(file), ", ", Link("trials.csv")]
+    if found.variants:
+        same = chosen_names(found)
+        files += ["; and every point, its difference to the baseline at the same ", same, ", ", Link("results.csv")]
+    return [Heading("Results", 2), *limited(columns, file), Bullets(items), text(*files, ".")]
 
 
 def best_values(found: Findings) -> list[Block]:
@@ -86,8 +93,8 @@ def effects(found: Findings) -> list[Block]:
         return []
     said: list[str | Link] = [
         "The main effect of a value is its difference to the reference with all else the same, averaged over the "
-        "settings of the other factors that both have, seed by seed. Its interval speaks of these settings, not of "
-        "others. Means are over the settings that all values have. In full precision: ",
+        "settings of the other factors, seed by seed; all values of a factor at the same settings and with the same "
+        "seeds. Its interval speaks of these settings, not of others. In full precision: ",
         Link("effects.csv"),
         ".",
     ]
@@ -95,9 +102,13 @@ def effects(found: Findings) -> list[Block]:
     for effect in found.effects:
         together = " (they vary together)" if len(effect.factors) > 1 else ""
         heading = ", ".join(found.labels.headers[factor] for factor in effect.factors) + together
-        blocks += [Heading(heading, 3), *limited(tables.effect_of(effect, found), "effects.csv")]
+        blocks.append(Heading(heading, 3))
+        if sum(level.mean is not None for level in effect.levels) > 1 or any(level.effect for level in effect.levels):
+            blocks += limited(tables.effect_of(effect, found), "effects.csv")
         if all(level.effect is None for level in effect.levels):
             blocks.append(text("No value of it meets the reference with all else, and the seed, the same."))
+        else:
+            blocks += [text(sentence) for sentence in left_out(effect, found)]
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""From trials to grid points: mean, sample std and number of seeds, and the difference to each point's baseline."""
+"""From trials to grid points: mean, sample std and number of seeds, and the difference of two points over seeds."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import functools
 import statistics
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from gla_ablate.report.intervals import Interval, interval
-from gla_ablate.report.labels import flatten, identity
+from gla_ablate.report.labels import identity
 from gla_ablate.report.trials import Experiment, Settings, Trial
 
 
@@ -23,7 +23,7 @@ class Point:
     mean: float | None
     std: float | None  # sample standard deviation over seeds; None for one seed
     n: int  # trials in the mean
-    baseline: dict[str, Any] | None  # the values of its baseline, itself if it is one
+    baseline: dict[str, Any] | None  # the values of its baseline (`baselines`), itself if it is one
     against: Interval | None  # the metric less the baseline's, seed by seed; None without a seed that both have
     params: int | None
     state_size: int | None  # numbers in the recurrent state of all layers, one sequence
@@ -53,11 +53,11 @@ class Point:
 
 
 def points(experiment: Experiment) -> list[Point]:
-    """The grid's points in grid order, each held against its baseline."""
+    """The grid's points in grid order, without baselines."""
     groups: dict[str, list[Trial]] = {}
     for trial in experiment.trials:
         groups.setdefault(identity(trial.point), []).append(trial)
-    return with_baselines([point(trials) for trials in groups.values()], experiment.settings)
+    return [point(trials) for trials in groups.values()]
 
 
 def point(trials: list[Trial]) -> Point:
@@ -90,56 +90,10 @@ def mean_or_none(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def with_baselines(grid: list[Point], settings: Settings, ignored: Iterable[str] = ()) -> list[Point]:
-    """The points of `grid`, each with the one point that has the baseline's values and otherwise equals it, but for
-    the factors in `ignored`; without a baseline where not exactly one does.
-
-    A baseline that sets a `name` (`model.gate.name: none`) frees that mapping's other entries too, for they are
-    options of the name and travel with it.
-    """
-    wanted = flatten(settings.baseline)
-    families = tuple(key.removesuffix("name") for key in wanted if key.endswith(".name"))
-    if not wanted:
-        return grid
-
-    def rest(point: Point) -> str:
-        flat = flatten({factor: value for factor, value in point.values.items() if factor not in ignored})
-        return identity({k: v for k, v in flat.items() if k not in wanted and not k.startswith(families)})
-
-    def is_one(point: Point) -> bool:
-        flat = flatten(point.values)
-        return all(key in flat and flat[key] == value for key, value in wanted.items())
-
-    baselines: dict[str, list[Point]] = {}
-    for point in grid:
-        if is_one(point):
-            baselines.setdefault(rest(point), []).append(point)
-
-    def held(point: Point) -> Point:
-        found = [point] if is_one(point) else baselines.get(rest(point), [])
-        if len(found) != 1:
-            return replace(point, baseline=None, against=None)
-        return replace(point, baseline=found[0].values, against=paired(found[0], point))
-
-    return [held(point) for point in grid]
-
-
 def paired(first: Point, second: Point) -> Interval | None:
     """Of the metric, second − first, over the seeds that both have; None if they share none."""
-    return difference([(first, second)])
-
-
-def difference(pairs: list[tuple[Point, Point]]) -> Interval | None:
-    """Second − first of all pairs: averaged over the pairs of one seed, then over seeds."""
-    seeds: dict[int, list[float]] = {}
-    for first, second in pairs:
-        for seed in common_seeds(first, second):
-            seeds.setdefault(seed, []).append(second.by_seed[seed] - first.by_seed[seed])
-    return interval(statistics.fmean(seeds[seed]) for seed in sorted(seeds))
-
-
-def common_seeds(first: Point, second: Point) -> set[int]:
-    return first.by_seed.keys() & second.by_seed.keys()
+    common = sorted(first.by_seed.keys() & second.by_seed.keys())
+    return interval(second.by_seed[seed] - first.by_seed[seed] for seed in common)
 
 
 def ranked(grid: list[Point], settings: Settings) -> list[Point]:

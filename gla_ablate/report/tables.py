@@ -143,7 +143,7 @@ def choice_text(chosen: Mapping[str, Any], labels: Labels) -> str:
 
 
 def mean_texts(rows: list[Point], places: int) -> list[str]:
-    width = max((len(f"{p.mean:.{places}f}") for p in rows if p.mean is not None), default=0)
+    width = max((len(fixed(p.mean, places)) for p in rows if p.mean is not None), default=0)
     return [mean_text(p, places, width) for p in rows]
 
 
@@ -151,7 +151,7 @@ def mean_text(point: Point, places: int, width: int) -> str:
     """`1.9834 ± 0.0121`, the mean padded to `width` so that a left-aligned column lines up; without a mean, why."""
     if point.mean is None:
         return point.state()
-    mean = f"{point.mean:>{width}.{places}f}"
+    mean = fixed(point.mean, places).rjust(width)
     return mean if point.std is None else f"{mean} ± {point.std:.{places}f}"
 
 

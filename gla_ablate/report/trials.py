@@ -1,6 +1,7 @@
 """What an experiment's folder says: its grid, and for each trial its state, curves, result and stamp.
 
-Reads `experiment.json` and each trial's `status.json`, `metrics.csv`, `result.json` and `stamp.json`; nothing else.
+Reads `experiment.json` and each trial's `status.json`, `metrics.csv`, `result.json` and `stamp.json`, and where the
+baseline has a key that the grid doesn't vary, `config.yaml`; nothing else.
 A trial that still runs may be read: a half-written last line of `metrics.csv` is left out.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Set
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from typing import Any
 import pandas as pd
 
 from gla_ablate.errors import ConfigError, nearest
+from gla_ablate.grid import flatten
 from gla_ablate.status import FAILED, STATUSES, read_json
+from gla_ablate.yaml_io import read_yaml
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Trial:
     step: int | None  # optimiser steps done at `value`
     curves: dict[str, pd.DataFrame]  # panel's tag → columns step, value; only tags that were logged
     tags: frozenset[str]  # every tag that was logged
+    config: dict[str, Any] | None  # of the baseline's keys that some point doesn't set; None where unknown or not asked
     result: dict[str, Any]
     stamp: dict[str, Any]
 
@@ -83,12 +88,15 @@ def load(folder: Path) -> Experiment:
         )
     report = record.get("report") or {}
     settings = Settings(**{f.name: report[f.name] for f in fields(Settings) if report.get(f.name) is not None})
-    trials = [load_trial(folder / t["id"], t["id"], t["point"], t["seed"], settings) for t in record["trials"]]
+    unset = {key for t in record["trials"] for key in flatten(settings.baseline).keys() - flatten(t["point"]).keys()}
+    trials = [load_trial(folder / t["id"], t["id"], t["point"], t["seed"], settings, unset) for t in record["trials"]]
     return Experiment(record["name"], record["factors"], settings, trials, record.get("command"))
 
 
-def load_trial(folder: Path, id: str, point: dict[str, Any], seed: int, settings: Settings) -> Trial:
-    """The trial in `folder`, which need not exist yet."""
+def load_trial(
+    folder: Path, id: str, point: dict[str, Any], seed: int, settings: Settings, keys: Set[str] = frozenset()
+) -> Trial:
+    """The trial in `folder`, which need not exist yet; of its config, `keys`."""
     result, stamp, progress = (read_json(folder / name) or {} for name in ("result.json", "stamp.json", "status.json"))
     metrics = read_metrics(folder / "metrics.csv")
     by_tag = dict(iter(metrics.groupby("metric")[["step", "value"]]))
@@ -104,6 +112,7 @@ def load_trial(folder: Path, id: str, point: dict[str, Any], seed: int, settings
         step=step,
         curves={tag: by_tag[tag] for tag in settings.panels if tag in by_tag},
         tags=frozenset(by_tag),
+        config=read_config(folder / "config.yaml", keys) if keys else None,
         result=result,
         stamp=stamp,
     )
@@ -142,6 +151,15 @@ def pick(curve: pd.DataFrame | None, settings: Settings) -> tuple[float | None, 
     if not math.isfinite(value):
         return None, step, f"{settings.metric} is {value} at step {step}"
     return value, step, ""
+
+
+def read_config(path: Path, keys: Set[str]) -> dict[str, Any] | None:
+    """Those of the dotted `keys` that the config at `path` has; None if it is missing or damaged."""
+    try:
+        values = flatten(read_yaml(path))
+    except ConfigError:
+        return None
+    return {key: values[key] for key in values.keys() & keys}
 
 
 def read_metrics(path: Path) -> pd.DataFrame:

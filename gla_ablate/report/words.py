@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
-from gla_ablate.report.best import choice
+from gla_ablate.report.baselines import baseline_note
+from gla_ablate.report.best import choice, passed_over
 from gla_ablate.report.document import Mono, Words
+from gla_ablate.report.effects import Effect
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.intervals import Interval
-from gla_ablate.report.labels import identity, si, signed, value_text
+from gla_ablate.report.labels import fixed, identity, listed, si, signed
 from gla_ablate.report.points import Point, paired
 from gla_ablate.report.provenance import differences, provenance
-from gla_ablate.report.tables import choice_text, ends, tally
-from gla_ablate.report.trials import Settings
+from gla_ablate.report.tables import choice_text, count_text, ends, tally
 
 MISMATCH = 0.01  # share of the parameters from which points are no longer of one size
-NAMED = 3  # variants that a note names
 
 
 def question(found: Findings) -> Words:
@@ -51,7 +51,7 @@ def answer(found: Findings) -> str:
     name = labels.point(first.values)
     if chosen:
         name = f"{name} with {chosen}" if labels.varying else chosen
-    best = f"Best: {name}, {first.mean:.{places}f}{spread} over {seeds(first.n)}"
+    best = f"Best: {name}, {fixed(first.mean, places)}{spread} over {seeds(first.n)}"
     if first.against is not None and first.baseline is not None and not first.is_baseline:
         judged = trust(first.against, places)
         best += f", {signed(first.against.mean, places)} against {labels.point(first.baseline)} ({judged})"
@@ -91,20 +91,19 @@ def seeds(n: int) -> str:
 def notes(found: Findings) -> list[str]:
     """What a reader must know before trusting the table."""
     experiment = found.experiment
-    candidates = [experiment.hint(), baseline_hint(found), parameter_note(found), *choice_notes(found)]
+    baseline = baseline_note(found.shown, found.labels, experiment.settings)
+    candidates = [experiment.hint(), baseline, seed_note(found), parameter_note(found), *choice_notes(found)]
     return [note for note in (*candidates, *differences(provenance(experiment.trials))) if note]
 
 
-def baseline_hint(found: Findings) -> str:
-    """What to say when the experiment names a baseline and the grid has none."""
-    settings = found.experiment.settings
-    if not settings.baseline or any(p.baseline for p in found.shown):
+def seed_note(found: Findings) -> str:
+    """Of what comes out best over fewer seeds than the grid has: the point, or with `best_over` each such variant."""
+    rows = found.ranked if found.variants else found.ranked[:1]
+    fewer = [f"{count_text(p)} of {found.labels.point(p.values)}" for p in rows if 0 < p.n < len(p.trials)]
+    if not fewer:
         return ""
-    return f"No point of the grid is the baseline {baseline_text(settings)}: no differences."
-
-
-def baseline_text(settings: Settings) -> str:
-    return " ".join(f"{key}={value_text(value)}" for key, value in settings.baseline.items())
+    where = f", each{at_best(found)}" if found.variants else ", the best point"
+    return f"Fewer seeds count than the grid has: {listed(fewer)}{where}. The missing ones may change what is best."
 
 
 def parameter_note(found: Findings) -> str:
@@ -133,15 +132,24 @@ def size(point: Point) -> int:
 
 
 def choice_notes(found: Findings) -> list[str]:
-    """Of `best_over`: which variants are best at the end of what was tried, and whether there was a choice at all."""
+    """Of `best_over`: whether there was a choice at all, what fewer seeds kept out of it, and which variants are best
+    at the end of what was tried."""
+    settings = found.experiment.settings
     if found.variants and all(len(variant.tried) == 1 for variant in found.variants):
         return [f"Each variant has one {chosen_names(found)}: there was none to choose."]
     at_end: dict[tuple[str, str], list[str]] = {}
+    better: list[str] = []  # but over fewer seeds
     for variant in found.variants:
-        for factor in found.experiment.settings.best_over:
+        name = found.labels.point(variant.best.values)
+        for point in passed_over(variant, settings):
+            chosen = choice_text(choice(point, settings), found.all_labels)
+            better.append(f"{chosen}{f' of {name}' if len(found.variants) > 1 else ''} ({count_text(point)})")
+        for factor in settings.best_over:
             if end := variant.edge(factor):
-                at_end.setdefault((factor, end), []).append(found.labels.point(variant.best.values))
+                at_end.setdefault((factor, end), []).append(name)
     said = []
+    if better:
+        said.append(f"Better by the mean, but over fewer seeds and so not chosen: {listed(better)}.")
     for (factor, end), names in at_end.items():
         whose = f" of {listed(names)}" if len(found.variants) > 1 else ""
         best = f"The best {found.all_labels.headers[factor]}{whose}"
@@ -149,7 +157,19 @@ def choice_notes(found: Findings) -> list[str]:
     return said
 
 
-def listed(names: list[str]) -> str:
-    """`a, b, c and 4 more`."""
-    shown, more = names[:NAMED], len(names) - NAMED
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+def left_out(effect: Effect, found: Findings) -> list[str]:
+    """Beneath a factor's table: what its values are compared over, where that isn't all that the grid has."""
+    said = []
+    apart = listed([found.labels.point(level.values) for level in effect.levels if level.apart])
+    if effect.without or effect.without_seeds:
+        count = effect.settings - len(effect.without)
+        kept = [f"{count} of {effect.settings} settings of the other factors"] if effect.settings > 1 else []
+        kept.append(f"{effect.seeds - len(effect.without_seeds)} of {seeds(effect.seeds)}")
+        gone = [listed([found.labels.point(setting) for setting in effect.without])] if effect.without else []
+        gone += [f"seed {listed([str(seed) for seed in effect.without_seeds])}"] if effect.without_seeds else []
+        trials = f"; {effect.unused} trial{'s' * (effect.unused != 1)} that would count" if effect.unused else ""
+        all_values = f"all values but {apart}" if apart else "all values"
+        said.append(f"Over {' and '.join(kept)}, which {all_values} have. Left out: {'; '.join(gone)}{trials}.")
+    if apart:
+        said.append(f"Too little in common with the rest for a mean, and held against the reference alone: {apart}.")
+    return said

@@ -91,6 +91,49 @@ def test_where_nothing_is_varied_but_what_is_chosen_there_is_one_point(folder):
     assert "**What `val/loss` does it reach at its best lr?**" in (path / "report/report.md").read_text()
 
 
+def test_a_best_point_with_fewer_seeds_than_the_grid_is_noted(folder):
+    folder.fill([({GATE: "c", RATE: rate}, {0: 0.5, 1: None}) for rate in (1e-3, 2e-3, 4e-3)])
+    first, *_ = notes(swept(folder))
+    assert first.startswith("Fewer seeds count than the grid has: 1/2 of c, each at its best lr.")
+
+
+def test_a_better_value_with_fewer_seeds_is_noted_and_not_chosen(folder):
+    folder.fill([({GATE: "a", RATE: 3e-3}, {0: 0.5, 1: None}), ({GATE: "b", RATE: 3e-3}, {0: 9.0, 1: None})])
+    found = swept(folder)
+    assert found.shown[0].values == {GATE: "a", RATE: 2e-3}
+    said = "Better by the mean, but over fewer seeds and so not chosen: lr=0.003 of a (1/2)."
+    assert notes(found) == [said, "The best lr of b is the largest tried: a better one may lie beyond."]
+
+
+def test_best_csv_has_the_differences_that_the_page_shows(folder):
+    folder.add({GATE: "b", RATE: 8e-3}, 0, status="diverged")
+    swept(folder, baseline={GATE: "b"})
+    path = folder.path
+    write_report(path)
+    best, results = (pd.read_csv(path / "report" / name) for name in ("best.csv", "results.csv"))
+    assert list(best) == [*results, "tried"]
+    assert best[[GATE, RATE, "mean", "delta", "tried"]].to_numpy().tolist() == [
+        ["b", 4e-3, 1.5, 0.0, 4],
+        ["a", 2e-3, 1.25, -0.25, 3],
+    ]
+    page = (path / "report/report.md").read_text()
+    assert "−0.250 |" in page  # while results.csv has at the same rate
+    assert results.loc[(results[GATE] == "a") & (results[RATE] == 2e-3), "delta"].tolist() == [-0.5]
+    assert "all else the same, each at its best lr, seed by seed" in page
+    assert (
+        "In full precision: [best.csv](best.csv), [trials.csv](trials.csv); "
+        "and every point, its difference to the baseline at the same lr, [results.csv](results.csv)."
+    ) in page
+
+
+def test_without_best_over_an_earlier_best_csv_is_removed(folder):
+    swept(folder)
+    write_report(folder.path)
+    assert (folder.path / "report/best.csv").exists()
+    write_report(folder.save({}))
+    assert not (folder.path / "report/best.csv").exists()
+
+
 def test_a_variant_without_a_finished_trial_has_no_best(folder):
     folder.fill([({GATE: "c", RATE: rate}, {0: None}) for rate in (1e-3, 2e-3)])
     found = swept(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import shutil
 
 import matplotlib.image
 import pytest
@@ -15,7 +16,7 @@ from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from gla_ablate.config import Config
-from gla_ablate.hparams import column_types, columns_of, flat_hparams
+from gla_ablate.hparams import column_types, flat_hparams
 from gla_ablate.report import write_report
 
 GATES = [{"name": "data_dependent", "rank": 16}, {"name": "fixed_decay"}, {"name": "none"}]
@@ -133,19 +134,30 @@ def test_hparams_opens_with_the_factors_that_vary_and_the_metric(folder):
 @pytest.mark.parametrize(
     ("factor", "values", "columns"),
     [
-        ("model.gate", [{"name": "none"}], ["model.gate"]),
+        ("model.gate", [{"name": "none"}, {"name": "a"}], ["model.gate"]),
         ("model.gate", [{"name": "none"}, {"name": "a", "rank": 4}], ["model.gate", "model.gate_options"]),
-        ("model.gate.name", ["none"], ["model.gate"]),
+        ("model.gate", [{"name": "a", "rank": 4}, {"name": "a", "rank": 8}], ["model.gate_options"]),
+        ("model.gate.name", ["none", "a"], ["model.gate"]),
         ("model.gate.rank", [4, 16], ["model.gate_options"]),
-        ("data", [{"name": "mqar", "seq_len": 4, "pairs": 2}], ["data", "data.seq_len", "data_options"]),
-        ("data.pairs", [2], ["data_options"]),
-        ("data.seq_len", [2], ["data.seq_len"]),
-        ("optim.lr", [1e-3], ["optim.lr"]),
+        ("data", [{"name": "mqar", "seq_len": 4, "pairs": n} for n in (2, 3)], ["data_options"]),
+        ("data", [{"name": "mqar", "seq_len": 4}, {"name": "text", "seq_len": 8}], ["data", "data.seq_len"]),
+        ("data.pairs", [2, 4], ["data_options"]),
+        ("data.seq_len", [2, 4], ["data.seq_len"]),
+        ("optim.lr", [1e-3, 2e-3], ["optim.lr"]),
         ("trainer.max_time", [None, 3.0], ["trainer.max_time"]),
+        ("model", [{"heads": 2, "dim": 64}, {"heads": 4, "dim": 64}], ["model.heads"]),
+        ("model", [{"dim": 64}, {"dim": 96, "gate": {"name": "a", "rank": 4}}],
+         ["model.dim", "model.gate", "model.gate_options"]),
+        ("optim", [{"lr": 1e-3, "weight_decay": 0.0}, {"lr": 2e-3}], ["optim.lr", "optim.weight_decay"]),
+        ("optim", [{}, {"lr": 2e-3}], ["optim.lr"]),
     ],
-)
-def test_a_factors_columns_are_keys_that_every_trial_declares(factor, values, columns):
-    assert columns_of(factor, values) == columns
+)  # fmt: skip
+def test_a_factors_columns_are_what_varies_by_keys_that_every_trial_declares(folder, factor, values, columns):
+    for value in values:
+        folder.add({factor: value, "model.layers": 2}, 0, {"val/loss": [1.0]})
+    path = folder.save()
+    write_report(path)
+    assert [info.name for info in hparams(path).hparam_infos] == [*columns, "seed"]
     assert set(columns) <= column_types().keys()
 
 
@@ -260,3 +272,19 @@ def test_what_is_in_the_way_of_the_folder_is_an_error_of_the_system(folder):
     with pytest.raises(OSError, match="tensorboard"):
         write_report(path)
     assert (path / "report/report.md").exists()
+
+
+def test_no_link_is_followed_out_of_the_folder(folder, tmp_path):
+    path = small_grid(folder)
+    write_report(path)
+    board = path / "report" / "tensorboard"
+    run = next(inner for inner in board.iterdir() if inner.is_dir())
+    elsewhere = tmp_path / "elsewhere"
+    for own in (run, board):
+        own.rename(elsewhere)
+        own.symlink_to(elsewhere)
+        before = {inner: inner.read_bytes() for inner in elsewhere.rglob("*") if inner.is_file()}
+        write_report(path)
+        assert {inner: inner.read_bytes() for inner in elsewhere.rglob("*") if inner.is_file()} == before
+        assert not own.is_symlink() and list(own.glob("events*"))
+        shutil.rmtree(elsewhere)

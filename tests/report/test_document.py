@@ -11,7 +11,7 @@ import pytest
 
 from gla_ablate.report import write_report
 from gla_ablate.report.document import Bullets, Column, Heading, Image, Link, Mono, Paragraph, Shell, Table, text
-from gla_ablate.report.html import html
+from gla_ablate.report.html import html, number_of
 from gla_ablate.report.markdown import markdown
 
 EVIL = "<script>alert('x')</script> & \"q\" | *b* `c` __d__ [e](f)"
@@ -84,12 +84,58 @@ def test_an_image_is_as_large_as_it_was_drawn():
     assert 'width="192"' in html("t", EVERY)  # 320 pixels at 160 to the inch are 2 inches, of 96 CSS pixels each
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1.9834 ± 0.0121", 1.9834),
+        ("−0.25", -0.25),
+        ("+0.25", 0.25),
+        ("tie −0.562", -0.562),
+        ("−0.467 … −0.461", -0.467),
+        ("8,192", 8192.0),
+        ("474.0k", 474_000.0),
+        ("2.82M", 2_820_000.0),
+        ("1e-05", 1e-5),
+        ("2/3", 2.0),
+        ("0", 0.0),
+        *(
+            (words, None)
+            for words in ("1 failed", "2 out of memory, 1 queued", "baseline", "largest tried", "", "auto")
+        ),
+        *((words, None) for words in ("1 a", "1,2", "a.txt", "2nd", "nan", "1e999", "3-4", "tie")),
+    ],
+)
+def test_a_cell_is_sorted_by_its_number_if_it_is_one(text, number):
+    assert number_of(text) == number
+    written = html("t", [Table([Column("x", [text])])])
+    assert ("data-number" in re.findall("<td[^>]*>", written)[0]) == (number is not None)
+
+
 def test_markdown_escapes_text_and_leaves_a_command_as_it_is():
     written = markdown(EVERY)
     escaped = r"""\<script>alert('x')\</script> & "q" \| \*b\* \`c\` \_\_d\_\_ \[e](f)"""
     assert written.count(escaped) == 10  # all but the command
     assert f"```sh\npython run.py '{EVIL}'\n```" in written
     assert "[results.csv](results.csv)" in written and "![curves](curves.png)" in written
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("$a$ ~~b~~", r"\$a\$ \~\~b\~\~"),
+        ("&lt; &#60; a & b; c", r"\&lt; \&#60; a & b; c"),
+        ("a\nb", "a b"),
+    ],
+)
+def test_what_githubs_markdown_would_change_is_escaped(text, written):
+    assert markdown([Paragraph((text,))]) == f"{written}\n"
+
+
+def test_backticks_end_no_code():
+    assert (
+        markdown([Paragraph((Mono("gate/`x`"),)), Shell("echo '```'")])
+        == "`` gate/`x` ``\n\n````sh\necho '```'\n````\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["report.md", "report.html"])

@@ -13,6 +13,7 @@ from gla_ablate.report.labels import Labels, decimals, short_names, si, signed, 
         ({"name": "none"}, "none"),
         ({"a": {"b": True, "c": None}}, "a.b=true a.c=null"),
         (["a.txt", "b.txt"], "a.txt,b.txt"),
+        ({}, "unchanged"),
         (3e-4, "0.0003"),
         (64, "64"),
         (False, "false"),
@@ -58,6 +59,32 @@ def test_labels_of_a_whole_grid_are_distinct():
     labels = Labels(["model.gate", "model.heads", "optim.lr"], points)
     assert len({labels.point(point) for point in points}) == len(points)
     assert labels.point(points[0]) == "a · heads=1 · lr=0.001"
+
+
+@pytest.mark.parametrize(
+    ("factor", "values", "labels"),
+    [
+        ("model", [{"heads": 2, "dim": 64}, {"heads": 4, "dim": 64}], ["heads=2", "heads=4"]),
+        ("model", [{"heads": 2, "gate": {"name": "none"}}, {"heads": 2, "gate": {"name": "a", "rank": 4}}],
+         ["none", "a rank=4"]),
+        ("model", [{"gate": {"name": "a"}, "mixer": {"name": "b"}}, {"gate": {"name": "b"}, "mixer": {"name": "a"}}],
+         ["gate=a mixer=b", "gate=b mixer=a"]),
+        ("optim", [{"lr": 1e-3, "weight_decay": 0.1}, {"lr": 2e-3}, {"lr": 2e-3, "weight_decay": 0.1}],
+         ["lr=0.001 weight_decay=0.1", "lr=0.002", "lr=0.002 weight_decay=0.1"]),
+        ("optim", [{}, {"lr": 2e-3}], ["optim=unchanged", "lr=0.002"]),
+        ("data", [{"name": "mqar", "pairs": 4}, {"name": "mqar", "pairs": 8}, {"name": "stdlib"}],
+         ["mqar pairs=4", "mqar pairs=8", "stdlib"]),
+    ],
+)  # fmt: skip
+def test_a_section_as_a_factor_is_named_by_what_varies_in_it(factor, values, labels):
+    points = [{factor: value} for value in values]
+    named = Labels([factor], points)
+    assert [named.point(point) for point in points] == labels
+
+
+def test_a_part_of_a_point_is_named_by_itself():
+    points = [{"model.gate.name": name, "model.heads": heads} for name in ("a", "b") for heads in (2, 4)]
+    assert Labels(["model.gate.name", "model.heads"], points).point({"model.heads": 4}) == "heads=4"
 
 
 def test_headers_are_as_short_as_they_can_be():

@@ -10,21 +10,18 @@ import numpy as np
 import pytest
 
 from gla_ablate.report import plots
-from gla_ablate.report.effects import main_effects
-from gla_ablate.report.labels import Labels, identity
+from gla_ablate.report.findings import find
+from gla_ablate.report.labels import identity
 from gla_ablate.report.plots.cost import tick_text
 from gla_ablate.report.plots.curves import DASHED, SOLID, line_of
 from gla_ablate.report.plots.factors import block
 from gla_ablate.report.plots.heatmap import means, side
 from gla_ablate.report.plots.style import GREY, colours_of, in_order, shown_range, spread
-from gla_ablate.report.points import points, ranked
 from gla_ablate.report.trials import load
 
 
 def drawn(folder, report=None):
-    experiment = load(folder.save(report))
-    grid = points(experiment)
-    return grid, Labels(experiment.factors, [p.values for p in grid]), experiment.settings
+    return find(load(folder.save(report)))
 
 
 def pixels(image):
@@ -43,22 +40,22 @@ def test_every_size_of_grid_is_drawn_with_its_best_points_in_colour(folder, coun
             folder.add(
                 {"a": a}, seed, {"train/loss": [5.0, 3.0 + a, 2.0 + a], "val/loss": [3.0 + a, 2.0 + a + seed / 9]}
             )
-    grid, labels, settings = drawn(folder)
-    colours = colours_of(grid, settings)
+    found = drawn(folder)
+    colours = colours_of(found.shown, found.experiment.settings)
     coloured = [key for key, colour in colours.items() if colour != GREY]
     assert len({colours[key] for key in coloured}) == len(coloured) == (count if count <= 9 else 6)
-    assert coloured[:6] == [identity(p.values) for p in ranked(grid, settings)[:6]]
-    image = plots.curves(grid, labels, settings)
+    assert coloured[:6] == [identity(p.values) for p in found.ranked[:6]]
+    image = plots.curves(found)
     assert all(shows(image, colours[key]) for key in coloured)
     assert count <= 9 or shows(image, GREY)
-    assert (plots.metric_by_point(grid, labels, settings) is None) == (count == 1)
+    assert (plots.metric_by_point(found) is None) == (count == 1)
 
 
 def test_a_large_grid_shows_the_baseline_of_its_best_point(folder):
     for a in range(12):
         folder.add({"a": a}, 0, {"val/loss": [1.0 + a]})
-    grid, _, settings = drawn(folder, {"baseline": {"a": 11}})
-    assert colours_of(grid, settings)[identity({"a": 11})] != GREY
+    found = drawn(folder, {"baseline": {"a": 11}})
+    assert colours_of(found.shown, found.experiment.settings)[identity({"a": 11})] != GREY
 
 
 def test_a_panel_for_training_validation_and_another_metric_the_metric_last(folder):
@@ -66,9 +63,9 @@ def test_a_panel_for_training_validation_and_another_metric_the_metric_last(fold
     folder.add({"a": 1}, 0, curves)
     widths = {}
     for metric in ("val/loss", "val/accuracy"):
-        grid, labels, settings = drawn(folder, {"metric": metric})
-        assert settings.panels[-1] == metric
-        widths[metric] = pixels(plots.curves(grid, labels, settings)).shape[1]
+        found = drawn(folder, {"metric": metric})
+        assert found.experiment.settings.panels[-1] == metric
+        widths[metric] = pixels(plots.curves(found)).shape[1]
     assert widths["val/accuracy"] > 1.3 * widths["val/loss"]
 
 
@@ -76,7 +73,7 @@ def test_the_band_spans_the_seeds_and_the_line_is_their_mean(folder):
     for seed, values in enumerate(([3.0, 2.0, 1.0], [3.0, 4.0, 1.5], [3.0, 3.0, 1.7])):
         folder.add({"a": 1}, seed, {"val/loss": values})
     folder.add({"a": 1}, 3, {"val/loss": [99.0, 99.0]}, status="failed")
-    line = line_of(drawn(folder)[0][0], "val/loss")
+    line = line_of(drawn(folder).shown[0], "val/loss")
     np.testing.assert_allclose(line.mean, [3.0, 3.0, 1.4])
     np.testing.assert_array_equal([line.step, line.low, line.high], [[10, 20, 30], [3, 2, 1], [3, 4, 1.7]])
     assert line.dashes == SOLID
@@ -85,7 +82,7 @@ def test_the_band_spans_the_seeds_and_the_line_is_their_mean(folder):
 def test_a_point_without_a_finished_trial_shows_its_furthest_one_dashed_up_to_its_last_finite_value(folder):
     folder.add({"a": 1}, 0, {"val/loss": [3.0]}, status="running")
     folder.add({"a": 1}, 1, {"val/loss": [3.5, 2.5, math.nan]}, status="failed")
-    line = line_of(drawn(folder)[0][0], "val/loss")
+    line = line_of(drawn(folder).shown[0], "val/loss")
     np.testing.assert_array_equal([line.step, line.mean], [[10, 20], [3.5, 2.5]])
     assert line.dashes == DASHED
 
@@ -93,7 +90,7 @@ def test_a_point_without_a_finished_trial_shows_its_furthest_one_dashed_up_to_it
 def test_a_long_curve_is_averaged_in_bins_that_keep_its_mean(folder):
     values = np.random.default_rng(0).uniform(1, 2, 1000)
     folder.add({"a": 1}, 0, {"val/loss": values.tolist()})
-    line = line_of(drawn(folder)[0][0], "val/loss")
+    line = line_of(drawn(folder).shown[0], "val/loss")
     assert (len(line.mean), line.stride) == (200, 5)
     np.testing.assert_allclose(line.mean.mean(), values.mean())
     assert line.step[0] == 30  # the middle of steps 10 … 50
@@ -102,9 +99,9 @@ def test_a_long_curve_is_averaged_in_bins_that_keep_its_mean(folder):
 def test_nothing_logged_draws_nothing(folder):
     folder.add({"a": 1}, status="queued")
     folder.add({"a": 2}, curves={"val/loss": [math.nan]}, status="failed")
-    grid, labels, settings = drawn(folder)
-    assert plots.curves(grid, labels, settings) is None
-    assert plots.metric_by_point(grid, labels, settings) is None
+    found = drawn(folder)
+    assert plots.curves(found) is None
+    assert plots.metric_by_point(found) is None
 
 
 @pytest.mark.parametrize("wanted", [[], [0.5], [0.9, 0.1], [1.0] * 10, [0.0] * 10, [0.9, 0.52, 0.5, 0.48, 0.0, 0.0]])
@@ -116,6 +113,11 @@ def test_names_keep_their_distance_and_order_and_stay_beside_the_panel(wanted):
 
 def test_names_that_have_room_stay_at_their_lines():
     assert spread([0.9, 0.5, 0.1], gap=0.06) == pytest.approx([0.9, 0.5, 0.1])
+
+
+def cells_of(found):
+    down, across = (side(effect, found.experiment.settings) for effect in found.effects[:2])
+    return means(found.shown, found.labels, down, across)
 
 
 NEW = (plots.factor_effects, plots.heat_map, plots.cost)
@@ -138,8 +140,8 @@ def two_factors(folder, seeds=(0, 1), skip=()):
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("plot", NEW)
 def test_every_figure_of_two_factors_is_an_image_with_something_in_it(folder, plot, mode, seeds):
-    grid, labels, settings = drawn(two_factors(folder, seeds), {"mode": mode})
-    image = pixels(plot(grid, labels, settings))
+    found = drawn(two_factors(folder, seeds), {"mode": mode})
+    image = pixels(plot(found))
     assert min(image.shape[:2]) > 100 and (image < 0.5).any()
 
 
@@ -152,40 +154,40 @@ def test_a_figure_that_would_say_nothing_is_none(folder, new_folder, plot):
         for b in (1, 2):
             unfinished.add({"a": a, "b": b}, 0, {"val/loss": [math.nan]}, status="finished" if a == 1 else "running")
     for case in (one, unfinished):
-        assert plot(*drawn(case)) is None
+        assert plot(drawn(case)) is None
 
 
 def test_one_factor_has_effects_but_no_heat_map_and_equal_costs_no_panel(folder):
     for a in (1, 2):
         folder.add({"a": a}, 0, {"val/loss": [float(a)]})
-    grid, labels, settings = drawn(folder)
-    assert plots.factor_effects(grid, labels, settings) is not None
-    assert plots.heat_map(grid, labels, settings) is None
-    assert plots.cost(grid, labels, settings) is None
+    found = drawn(folder)
+    assert plots.factor_effects(found) is not None
+    assert plots.heat_map(found) is None
+    assert plots.cost(found) is None
 
 
 @pytest.mark.parametrize("missing", ["state_size", "params", "tokens_per_s"])
 def test_a_cost_without_values_has_no_panel(folder, missing):
     for n, size in enumerate(SIZES):
         folder.add({"a": n}, 0, {"val/loss": [1.0 + n]}, result=size)
-    whole = pixels(plots.cost(*drawn(folder))).shape[1]
+    whole = pixels(plots.cost(drawn(folder))).shape[1]
     for i in range(len(SIZES)):
         result = folder.path / f"trial{i}-seed0/result.json"
         result.write_text(json.dumps(json.loads(result.read_text()) | {missing: None}))
-    assert pixels(plots.cost(*drawn(folder))).shape[1] < 0.85 * whole
+    assert pixels(plots.cost(drawn(folder))).shape[1] < 0.85 * whole
 
 
 def test_a_point_has_its_colour_in_every_figure_of_points(folder):
-    grid, labels, settings = drawn(two_factors(folder))
-    colours = colours_of(grid, settings)
+    found = drawn(two_factors(folder))
+    colours = colours_of(found.shown, found.experiment.settings)
     for plot in (plots.curves, plots.metric_by_point, plots.cost):
-        image = plot(grid, labels, settings)
+        image = plot(found)
         assert all(shows(image, colour) for colour in colours.values()), plot
 
 
 def test_effects_are_in_numeric_order_with_their_reference(folder):
-    grid, labels, settings = drawn(two_factors(folder))
-    gate, heads = (block(effect, labels) for effect in main_effects(grid, labels, settings))
+    found = drawn(two_factors(folder))
+    gate, heads = (block(effect, found.labels) for effect in found.effects)
     assert [row.text for row in gate] == ["gate", "data_dependent", "fixed_decay", "none"]
     assert [(row.text, row.kind) for row in heads[1:]] == [("2", "level"), ("4", "level"), ("16", "reference")]
     assert heads[1].effect.mean == pytest.approx(0.1)
@@ -195,11 +197,11 @@ def test_a_level_that_is_never_beside_the_reference_keeps_its_name(folder):
     folder.add({"a": 1, "b": 1}, 0, {"val/loss": [1.0]})
     folder.add({"a": 2, "b": 1}, 0, {"val/loss": [2.0]})
     folder.add({"a": 3, "b": 2}, 0, {"val/loss": [3.0]})
-    grid, labels, settings = drawn(folder)
-    a, b = (block(effect, labels) for effect in main_effects(grid, labels, settings))
+    found = drawn(folder)
+    a, b = (block(effect, found.labels) for effect in found.effects)
     assert [(row.text, row.kind) for row in a[1:]] == [("1", "reference"), ("2", "level"), ("3", "unknown")]
     assert b == []  # no level of b has an effect
-    assert plots.factor_effects(grid, labels, settings) is not None
+    assert plots.factor_effects(found) is not None
 
 
 def test_a_cell_is_the_mean_over_what_all_cells_have(folder):
@@ -208,14 +210,34 @@ def test_a_cell_is_the_mean_over_what_all_cells_have(folder):
         for b in (1, 2):
             for c in (0, 1) if (a, b) != (2, 2) else (0,):
                 folder.add({"a": a, "b": b, "c": c}, 0, {"val/loss": [a + b / 10 + 100.0 * c]})
-    grid, labels, settings = drawn(folder)
-    a, b, _ = main_effects(grid, labels, settings)
-    np.testing.assert_allclose(means(grid, labels, side(a, settings), side(b, settings)), [[1.1, 1.2], [2.1, 2.2]])
+    found = drawn(folder)
+    cells, over = cells_of(found)
+    np.testing.assert_allclose(cells, [[1.1, 1.2], [2.1, 2.2]])
+    assert over == " (over 1 of 2 settings, which all cells have)"
+
+
+def test_every_cell_is_over_the_same_seeds(folder):
+    """A seed moves the metric by 100 and is missing in one cell, which mustn't look better for it."""
+    for a, b, seed in itertools.product((1, 2), (1, 2), (0, 1)):
+        curves = {"val/loss": [a + b / 10 + 100.0 * seed]}
+        folder.add({"a": a, "b": b}, seed, curves, status="failed" if (a, b, seed) == (2, 2, 1) else "finished")
+    cells, over = cells_of(drawn(folder))
+    np.testing.assert_allclose(cells, [[1.1, 1.2], [2.1, 2.2]])
+    assert over == " (over 1 of 2 seeds, which all cells have)"
+
+
+def test_a_cell_with_too_little_in_common_with_the_rest_has_no_mean(folder):
+    for a, b, c in itertools.product((1, 2), (1, 2), range(5)):
+        if (a, b) != (2, 2) or c == 0:
+            folder.add({"a": a, "b": b, "c": c}, 0, {"val/loss": [a + b / 10 + 100.0 * c]})
+    cells, over = cells_of(drawn(folder))
+    np.testing.assert_allclose(cells, [[201.1, 201.2], [202.1, np.nan]])
+    assert over == ""
 
 
 def test_a_cell_without_a_value_is_hatched(folder, new_folder):
     def grey(case):
-        return int((np.abs(pixels(plots.heat_map(*drawn(case))) - 0x9A / 255).max(axis=-1) < 0.01).sum())
+        return int((np.abs(pixels(plots.heat_map(drawn(case))) - 0x9A / 255).max(axis=-1) < 0.01).sum())
 
     whole, holed = two_factors(new_folder("whole")), two_factors(folder, skip={(1, 1)})
     assert grey(holed) > 5 * grey(whole)  # some of a letter's edge is grey too
@@ -223,15 +245,15 @@ def test_a_cell_without_a_value_is_hatched(folder, new_folder):
 
 def test_the_best_cell_is_the_darkest_whichever_end_is_good(folder):
     for mode in ("min", "max"):
-        grid, labels, settings = drawn(two_factors(folder) if mode == "min" else folder, {"mode": mode})
-        image = pixels(plots.heat_map(grid, labels, settings))
-        assert shows(plots.heat_map(grid, labels, settings), "#00224E")  # cividis's dark end
+        found = drawn(two_factors(folder) if mode == "min" else folder, {"mode": mode})
+        image = pixels(plots.heat_map(found))
+        assert shows(plots.heat_map(found), "#00224E")  # cividis's dark end
         dark = np.argwhere(np.abs(image - np.array([0, 0x22, 0x4E]) / 255).max(axis=-1) < 0.01)
         assert (dark[:, 0].mean() < image.shape[0] / 2) == (mode == "min")  # gates go down, worse by 1 each
 
 
 def test_one_far_worse_value_leaves_the_range_to_the_others(folder):
-    _, _, settings = drawn(two_factors(folder))
+    settings = drawn(two_factors(folder)).experiment.settings
     assert shown_range([2.0, 2.1, 2.2, 90.0], settings) == (2.0, 2.2)
     assert shown_range([2.0, 2.1, 2.2], settings) == (2.0, 2.2)
     assert shown_range([1.0], settings) == (1.0, 1.0)
@@ -253,4 +275,4 @@ def test_a_large_grid_is_drawn_in_bounded_figures(folder):
             folder.add({"a": a, "b": b}, 0, {"val/loss": [1.0 + a / 100 + b]}, result={"params": 1000 * a + b})
     case = drawn(folder)
     for plot in (*NEW, plots.metric_by_point, plots.curves):
-        assert max(pixels(plot(*case)).shape) < 4000, plot
+        assert max(pixels(plot(case)).shape) < 4000, plot

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from gla_ablate.report.baselines import with_baselines
 from gla_ablate.report.points import points, ranked
 from gla_ablate.report.trials import load
 
@@ -12,7 +13,8 @@ DATA_DEPENDENT, FIXED, NONE = {"name": "data_dependent", "rank": 16}, {"name": "
 
 
 def grid_of(folder, report=None):
-    return points(load(folder.save(report)))
+    experiment = load(folder.save(report))
+    return with_baselines(points(experiment), experiment.settings)
 
 
 def test_mean_and_sample_std_are_over_the_seeds_of_a_point(folder):

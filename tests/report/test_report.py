@@ -5,12 +5,14 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from gla_ablate.report import write_report
+from gla_ablate import report
+from gla_ablate.report import effects, write_report
 
 GATES = [{"name": "data_dependent", "rank": 16}, {"name": "fixed_decay"}, {"name": "none"}]
 COLUMNS = [
@@ -279,6 +281,35 @@ def test_a_report_leaves_the_trials_files_alone(folder):
     before = {file: file.stat().st_mtime_ns for file in path.glob("trial*/*")}
     write_report(path)
     assert {file: file.stat().st_mtime_ns for file in path.glob("trial*/*")} == before
+
+
+def test_effects_and_the_document_are_made_once(folder, monkeypatch):
+    made = []
+
+    def counted(module, name):
+        make = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: made.append(name) or make(*given))
+
+    counted(effects, "main_effect")
+    counted(report, "document")
+    write_report(small_grid(folder))
+    assert sorted(made) == ["document", "main_effect"]
+
+
+def test_a_letter_that_the_font_lacks_is_no_warning(folder):
+    for name in ("\N{PARROT}", "日本"):
+        folder.add({"model.gate.name": name}, 0, {"val/loss": [2.0]})
+    path = folder.save()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_report(path)
+
+
+def test_a_negative_mean_has_a_true_minus(folder):
+    for gate, loss in (("a", -1.5), ("b", 2.0)):
+        folder.add({"model.gate.name": gate}, 0, {"val/loss": [loss]})
+    out = printed(folder.save())
+    assert " a     −1.500 " in out and " b      2.000 " in out and "Best: a, −1.500 over 1 seed" in out
 
 
 def test_a_report_needs_neither_torch_nor_lightning():

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from gla_ablate.report.findings import Findings
 from gla_ablate.report.labels import Labels, identity, si
 from gla_ablate.report.plots.style import GREY, STYLE, colours_of, metric_label, png, shortened, shown_range, spread
 from gla_ablate.report.points import Point
@@ -24,9 +25,10 @@ COSTS = {  # what a point has of it → (its name, whether less is better)
 LOG_FROM = 3.0  # an axis that spans more than this factor is logarithmic
 
 
-def cost(grid: list[Point], labels: Labels, settings: Settings) -> bytes | None:
+def cost(found: Findings) -> bytes | None:
     """A panel for each cost in which the points differ; None without one. A point stands at the same height in all of
     them, where its name is; the thin line joins those that no other point beats in both."""
+    grid, labels, settings = found.shown, found.labels, found.experiment.settings
     known = [point for point in grid if point.mean is not None]
     panels = {key: about for key, about in COSTS.items() if len({getattr(p, key) for p in known} - {None}) > 1}
     if not panels:

@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gla_ablate.report.findings import Findings
 from gla_ablate.report.labels import TAG_LABELS, Labels, identity
 from gla_ablate.report.plots.style import GREY, STYLE, colours_of, png, shortened, spread
 from gla_ablate.report.points import Point
-from gla_ablate.report.trials import Settings
 
 SOLID, DASHED = "-", (0, (3, 1.5))
 BINS = 200  # a longer curve is averaged down to about this many places
@@ -43,8 +43,9 @@ class Name(NamedTuple):
     leader: bool
 
 
-def curves(grid: list[Point], labels: Labels, settings: Settings) -> bytes | None:
+def curves(found: Findings) -> bytes | None:
     """A panel for each of `settings.panels` that has curves, the metric's last; None if nothing was logged."""
+    grid, labels, settings = found.shown, found.labels, found.experiment.settings
     lines = {tag: {identity(p.values): line for p in grid if (line := line_of(p, tag))} for tag in settings.panels}
     panels = [tag for tag in settings.panels if lines[tag]]
     if not panels:

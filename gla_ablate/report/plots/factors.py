@@ -8,11 +8,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gla_ablate.report.effects import Effect, Interval, Level, main_effects
+from gla_ablate.report.effects import Effect, Level
+from gla_ablate.report.findings import Findings
+from gla_ablate.report.intervals import Interval
 from gla_ablate.report.labels import Labels, signed
-from gla_ablate.report.plots.style import GREY, STYLE, in_order, level_text, metric_label, places_of, png
-from gla_ablate.report.points import Point
-from gla_ablate.report.trials import Settings
+from gla_ablate.report.plots.style import GREY, STYLE, in_order, level_text, metric_label, png
 
 LEVELS = 24  # of one factor; of more, those that do most
 INK, BAR, TIE = "#222222", "#7F7F7F", "#8A8A8A"
@@ -26,15 +26,15 @@ class Row(NamedTuple):
     kind: str  # head | level | reference | unknown
 
 
-def factor_effects(grid: list[Point], labels: Labels, settings: Settings) -> bytes | None:
+def factor_effects(found: Findings) -> bytes | None:
     """Each level's effect against its factor's reference, all else the same, with its 95 % interval over seeds; None if
     no level has one."""
-    rows = [row for effect in main_effects(grid, labels, settings) for row in block(effect, labels)]
+    rows = [row for effect in found.effects for row in block(effect, found.labels)]
     known = [row.effect for row in rows if row.effect is not None]
     if not known:
         return None
     reach = reach_of(known)
-    places = places_of(grid)
+    settings = found.experiment.settings
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2, ROW * len(rows)))
         axes = figure.add_axes((0, 0, 1, 1))  # labels stand outside of it; `png` makes room for them
@@ -51,7 +51,7 @@ def factor_effects(grid: list[Point], labels: Labels, settings: Settings) -> byt
                 axes.annotate("never beside the reference", (1, y), (6, 0), color=TIE, **beside)
             elif row.effect is not None:
                 draw(axes, y, row.effect, reach)
-                axes.annotate(effect_text(row.effect, places), (1, y), (6, 0), **beside)
+                axes.annotate(effect_text(row.effect, found.places), (1, y), (6, 0), **beside)
         axes.set_yticks([])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(-reach[0], reach[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +12,20 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gla_ablate.report.effects import Effect, main_effects
+from gla_ablate.report.balance import arranged, balanced
+from gla_ablate.report.effects import Effect
+from gla_ablate.report.findings import Findings
 from gla_ablate.report.labels import Labels, identity
 from gla_ablate.report.plots.style import (
     STYLE,
     in_order,
     level_text,
     metric_label,
-    places_of,
     png,
     shortened,
     shown_range,
 )
-from gla_ablate.report.points import Point, mean_or_none
+from gla_ablate.report.points import Point
 from gla_ablate.report.trials import Settings
 
 LEVELS = 20  # on a side; of more, the best
@@ -44,23 +44,23 @@ class Side:
         return name if len(self.levels) == self.all else f"{name} (the best {len(self.levels)} of {self.all})"
 
 
-def heat_map(grid: list[Point], labels: Labels, settings: Settings) -> bytes | None:
+def heat_map(found: Findings) -> bytes | None:
     """Of the two factors that do most; None where fewer vary, or fewer than two cells have a value."""
-    effects = sorted(main_effects(grid, labels, settings), key=lambda effect: -strength(effect))
+    grid, labels, settings = found.shown, found.labels, found.experiment.settings
+    effects = sorted(found.effects, key=lambda effect: -strength(effect))
     if len(effects) < 2:
         return None
     down, across = sorted((side(effect, settings) for effect in effects[:2]), key=lambda side: len(side.levels))
-    cells = means(grid, labels, down, across)
+    cells, over_what = means(grid, labels, down, across)
     known = cells[np.isfinite(cells)]
     if len(known) < 2:
         return None
     low, high = shown_range(known.tolist(), settings)
     colours = matplotlib.colormaps["cividis" if settings.mode == "min" else "cividis_r"]  # dark is good
     norm = Normalize(low, high if high > low else low + 1.0, clip=True)
-    places = places_of(grid)
     texts = [[shortened(level_text(level, labels), 32) for level in side.levels] for side in (down, across)]
     wanted = 0.085 * max(map(len, texts[1]))  # inches that a name takes
-    cell = 0.085 * (places + 4) + 0.2
+    cell = 0.085 * (found.places + 4) + 0.2
     flat = wanted <= max(cell, 1.6 if len(across.levels) <= 8 else 0.0)
     cell = max(cell, wanted) if flat else cell
     turned: Any = {} if flat else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
@@ -72,7 +72,7 @@ def heat_map(grid: list[Point], labels: Labels, settings: Settings) -> bytes | N
             if math.isfinite(value):
                 dark = sum(w * c for w, c in zip((0.3, 0.59, 0.11), colours(norm(value))[:3], strict=True)) < 0.5
                 ink = "white" if dark else "black"
-                axes.text(x, y, f"{value:.{places}f}", ha="center", va="center_baseline", color=ink, fontsize=8.5)
+                axes.text(x, y, f"{value:.{found.places}f}", ha="center", va="center_baseline", color=ink, fontsize=8.5)
             else:
                 hatched: Any = {"facecolor": "none", "edgecolor": "#9A9A9A", "hatch": "////", "linewidth": 0}
                 axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **hatched))
@@ -88,7 +88,7 @@ def heat_map(grid: list[Point], labels: Labels, settings: Settings) -> bytes | N
         axes.set_xlabel(across.name(labels))
         axes.set_ylabel(down.name(labels))
         over = ", ".join(labels.headers[factor] for effect in effects[2:] for factor in effect.factors)
-        title = f"{metric_label(settings)}, mean over {f'{over} and seeds' if over else 'seeds'}"
+        title = f"{metric_label(settings)}, mean over {f'{over} and seeds' if over else 'seeds'}{over_what}"
         axes.set_title(f"{title}\ndarker is better", loc="left", fontsize=9)
         return png(figure)
 
@@ -112,23 +112,28 @@ def side(effect: Effect, settings: Settings) -> Side:
     return Side(effect.factors, [effect.levels[i].values for i in order if i in kept], len(order))
 
 
-def means(grid: list[Point], labels: Labels, down: Side, across: Side) -> np.ndarray:
-    """[down, across]: each cell over the settings of the other factors that every cell with a value has, over its own
-    where there is none such; NaN without any."""
+def means(grid: list[Point], labels: Labels, down: Side, across: Side) -> tuple[np.ndarray, str]:
+    """[down, across]: the mean of each cell, all over the same settings of the other factors and the same seeds
+    (`balance`), NaN for a cell without a trial or with too little in common with the rest; and what they are over,
+    where that isn't all there is."""
     others = [factor for factor in labels.varying if factor not in (*down.factors, *across.factors)]
     places = [{identity(level): i for i, level in enumerate(side.levels)} for side in (down, across)]
-    found: dict[tuple[int, int], dict[str, float]] = {}  # cell → setting of the others → mean
-    for point in grid:
+    shape = (len(down.levels), len(across.levels))
+
+    def cell_of(point: Point) -> int | None:
         y, x = (
             place.get(identity({factor: point.values.get(factor) for factor in side.factors}))
             for place, side in zip(places, (down, across), strict=True)
         )
-        if y is not None and x is not None and point.mean is not None:
-            found.setdefault((y, x), {})[identity([point.values.get(factor) for factor in others])] = point.mean
-    shared = set.intersection(*(set(cell) for cell in found.values())) if found else set()
-    cells = np.full((len(down.levels), len(across.levels)), math.nan)
-    for y, x in itertools.product(range(cells.shape[0]), range(cells.shape[1])):
-        own = found.get((y, x), {})
-        mean = mean_or_none(value for where, value in own.items() if not shared or where in shared)
-        cells[y, x] = math.nan if mean is None else mean
-    return cells
+        return None if y is None or x is None else y * shape[1] + x
+
+    trials = arranged(grid, [cell_of(point) for point in grid], others)
+    cells = np.full(math.prod(shape), math.nan)
+    if not trials.counted.any():
+        return cells.reshape(shape), ""
+    block = balanced(trials.counted, anchor=int(trials.counted.sum(axis=(1, 2)).argmax()))
+    for cell in np.flatnonzero(block.members):
+        cells[cell] = block.of(trials.values[cell]).mean()
+    kept = [f"{block.settings.sum()} of {len(trials.settings)} settings"] if not block.settings.all() else []
+    kept += [f"{block.seeds.sum()} of {len(trials.seeds)} seeds"] if not block.seeds.all() else []
+    return cells.reshape(shape), f" (over {' and '.join(kept)}, which all cells have)" if kept else ""

@@ -7,25 +7,24 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from gla_ablate.report.labels import Labels, identity
-from gla_ablate.report.plots.style import STYLE, colours_of, metric_label, places_of, png, shortened, shown_range
-from gla_ablate.report.points import Point, ranked
-from gla_ablate.report.trials import Settings
+from gla_ablate.report.findings import Findings
+from gla_ablate.report.labels import identity
+from gla_ablate.report.plots.style import STYLE, colours_of, metric_label, png, shortened, shown_range
 
 ROWS = 60  # a page's worth
 
 
-def metric_by_point(grid: list[Point], labels: Labels, settings: Settings) -> bytes | None:
+def metric_by_point(found: Findings) -> bytes | None:
     """A row per grid point, best on top: each seed a tick, their mean a disc, its std a bar; None below two rows.
 
     A large grid shows its best points, and says so. A triangle at the edge is a mean much worse than the axis shows.
     """
-    known = [(p, p.mean) for p in ranked(grid, settings) if p.mean is not None]
+    grid, settings = found.shown, found.experiment.settings
+    known = [(p, p.mean) for p in found.ranked if p.mean is not None]
     if len(known) < 2:
         return None
     rows = known[:ROWS]
     colours = colours_of(grid, settings)
-    places = places_of(grid)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.8, 0.25 * len(rows)))
         axes = figure.add_axes((0, 0, 1, 1))  # labels stand outside of it; `png` makes room for them
@@ -40,10 +39,11 @@ def metric_by_point(grid: list[Point], labels: Labels, settings: Settings) -> by
             place = min(max(mean, low), high)
             marker = "o" if place == mean else (">" if place < mean else "<")
             axes.plot(place, y, marker, color=colour, ms=5, mec="white", mew=0.7, clip_on=False)
-            text = f"{mean:.{places}f}" if point.std is None else f"{mean:.{places}f} ± {point.std:.{places}f}"
+            text = f"{mean:.{found.places}f}"
+            text += "" if point.std is None else f" ± {point.std:.{found.places}f}"
             beside: Any = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points"}
             axes.annotate(text, (1, y), va="center_baseline", **beside)
-        axes.set_yticks(range(len(rows)), [shortened(labels.point(p.values)) for p, _ in rows])
+        axes.set_yticks(range(len(rows)), [shortened(found.labels.point(p.values)) for p, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         margin = 0.06 * ((high - low) or abs(low) or 1.0)
         axes.set_xlim(low - margin, high + margin)

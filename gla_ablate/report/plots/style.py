@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import math
 import statistics
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from gla_ablate.report.labels import TAG_LABELS, Labels, decimals, identity
+from gla_ablate.report.labels import TAG_LABELS, Labels, identity
 from gla_ablate.report.points import Point, ranked
 from gla_ablate.report.trials import Settings
 
@@ -63,11 +64,6 @@ def spread(wanted: list[float], gap: float) -> list[float]:
     return [top - place * gap for place, top in enumerate(tops)]
 
 
-def places_of(grid: list[Point]) -> int:
-    """Digits after the point of the metric, as many as the table has."""
-    return decimals([p.mean for p in grid], [p.std for p in grid])
-
-
 def metric_label(settings: Settings) -> str:
     return TAG_LABELS.get(settings.metric, settings.metric)
 
@@ -104,5 +100,7 @@ def shortened(text: str, most: int = 60) -> str:
 
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a letter that the font lacks, which is drawn as a box
+        figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08)
     return buffer.getvalue()
