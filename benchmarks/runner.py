@@ -6,7 +6,8 @@
 imports    `import gla_ablate.fit` in an interpreter of its own: PyTorch and Lightning, which any trial needs
 spawned    a trial of one step in an interpreter of its own, less the imports: all that the runner and one step add
 forked     the same trial from the server that has imported everything, from asking for it until it has ended
-grid       reading an experiment of so many points, checking and naming every one
+grid       reading an experiment of so many points, checking and naming every one; again where values refer to others,
+           one of them to a factor with half as many levels as there are points
 report     `run.py --report` over so many trials that have finished, ten seeds a point, as a process; MiB at its peak
 """
 
@@ -28,18 +29,19 @@ sys.path.insert(0, str(ROOT))
 
 EXPERIMENT = """name: cost
 base: [model/tiny, data/stdlib, trainer/quick]
-set: {{trainer.max_steps: {steps}, data.batch_size: 1, data.val_tokens: 256}}
+set: {{trainer.max_steps: {steps}, data.batch_size: 1, data.val_tokens: 256{more}}}
 grid: {{optim.lr: [{rates}], model.gate.name: [none, fixed_decay]}}
 seeds: [{seeds}]
 """
+REFERRING = ", optim.warmup_steps: '${trainer.max_steps}', optim.weight_decay: '${optim.lr}'"
 COPIED = ("metrics.csv", "result.json", "status.json", "stamp.json")
 
 
-def experiment(folder: Path, trials: int, seeds: int = 1, steps: int = 1) -> Path:
-    """A grid of at least so many trials: learning rates, two gates, seeds."""
+def experiment(folder: Path, trials: int, seeds: int = 1, steps: int = 1, more: str = "") -> Path:
+    """A grid of at least so many trials: learning rates, two gates, seeds; `more` is set for all."""
     rates = ", ".join(f"{1e-6 * (i + 1):.6f}" for i in range(-(-trials // (2 * seeds))))
     file = folder / f"cost{trials}.yaml"
-    file.write_text(EXPERIMENT.format(steps=steps, rates=rates, seeds=", ".join(map(str, range(seeds)))))
+    file.write_text(EXPERIMENT.format(steps=steps, more=more, rates=rates, seeds=", ".join(map(str, range(seeds)))))
     return file
 
 
@@ -95,10 +97,10 @@ def starts(folder: Path) -> dict[str, float]:
     return {"imports": imports, "spawned, beyond imports": spawned - imports, "forked, in all": seconds(forked, 5)}
 
 
-def laid_out(folder: Path, count: int) -> tuple[int, float]:
+def laid_out(folder: Path, count: int, more: str = "") -> tuple[int, float]:
     from gla_ablate.experiment import load_experiment, trials
 
-    file = experiment(folder, count)
+    file = experiment(folder, count, more=more)
     start = time.perf_counter()
     found = trials(load_experiment(file))
     return len(found), time.perf_counter() - start
@@ -139,8 +141,9 @@ def main() -> None:
         print("| what | seconds | MiB |\n|---|---|---|")
         for what, taken in starts(folder).items():
             print(f"| {what} | {taken:.2f} | |", flush=True)
-        count, taken = laid_out(folder, options.grid)
-        print(f"| a grid of {count:,} trials | {taken:.2f} | |", flush=True)
+        for what, more in {"": "", " with references": REFERRING}.items():
+            count, taken = laid_out(folder, options.grid, more)
+            print(f"| a grid of {count:,} trials{what} | {taken:.2f} | |", flush=True)
         count, taken, most = reported(folder, options.report)
         print(f"| a report on {count:,} trials | {taken:.2f} | {most:.0f} |", flush=True)
 

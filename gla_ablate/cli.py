@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +22,12 @@ from rich.console import Console
 
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.experiment import Experiment, Trial, load_experiment, record, trials
+from gla_ablate.interruption import ended_alike
 from gla_ablate.launch.slurm_options import slurm_option
 from gla_ablate.status import read_json, write_json
 
 LAUNCHERS = ("local", "ray", "slurm")
+OTHERS = 1.0  # seconds for a --status that looks whether the folder's lock is held
 NAMED = 5  # trials that are named of those that don't belong to the grid any more
 WIDTH_OF_A_LOG = 160  # columns of a table that isn't printed on a terminal
 
@@ -37,17 +40,22 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; a `ConfigError` becomes one line on stderr."""
     try:
-        return _run(_parser().parse_intermixed_args(arguments))
+        with ended_alike():
+            return _run(_parser().parse_intermixed_args(arguments))
     except ConfigError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except OSError as error:
         from gla_ablate.trial import disk_is_full
 
-        if not disk_is_full(error):
-            raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}no space left on the disk; the same command goes on once there is", file=sys.stderr)
+        if disk_is_full(error):
+            why = "no space left on the disk; the same command goes on once there is"
+        elif where and error.strerror:  # a folder that can't be read, say
+            why = error.strerror.lower()
+        else:
+            raise
+        print(f"error: {where}{why}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -79,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="key=value",
         help="of each trial's job, such as partition=gpu",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all experiments (default: runs)")
+    parser.add_argument("--out", type=Path, help="folder of all experiments (default: runs)")
     parser.add_argument("--retry-failed", action="store_true", help="also trials that failed by a fault of their own")
     parser.add_argument(
         "--max-retries", type=_from(0), default=0, metavar="N", help="how often a trial that was killed starts again"
@@ -98,8 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _from(least: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from {least}")
+        if not re.fullmatch("[0-9]{1,6}", text) or int(text) < least:
+            most = ", below a million" if text.isdecimal() and len(text) > 6 else ""
+            raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from {least}{most}")
         return int(text)
 
     return whole_number
@@ -118,14 +127,18 @@ def _run(given: argparse.Namespace) -> int:
     if given.frozen:
         _check_frozen()
     _check_launcher(given)
-    if given.experiment is not None and given.experiment.is_dir():
+    if given.experiment is not None and os.path.isdir(given.experiment):
         return _run_again(given, console)
+    given.out = given.out or Path("runs")
     if given.experiment is None:
         if not given.list_gates:
             raise ConfigError("which experiment? (such as experiments/quickstart.yaml; see python run.py --help)")
     else:
-        experiment = load_experiment(given.experiment, given.overrides)
-        grid = trials(experiment)
+        try:
+            experiment = load_experiment(given.experiment, given.overrides)
+            grid = trials(experiment)
+        except RecursionError as error:
+            raise ConfigError(f"{given.experiment}: nested too deeply") from error
     if given.list_gates:
         from gla_ablate.listing import print_gates
 
@@ -139,6 +152,9 @@ def _run(given: argparse.Namespace) -> int:
         print_trials(grid, console, given.out, divide(given.jobs, given.per_gpu if here else None))
         return 0
     folder = given.out / experiment.name
+    for own in (folder, folder / "report"):
+        if own.is_symlink():
+            raise ConfigError(f"{own}: is a symbolic link, and nothing is written where one leads (--out may be one)")
     if given.status:
         from gla_ablate.launch.overview import print_status
 
@@ -181,11 +197,13 @@ def _run_again(given: argparse.Namespace, console: Console) -> int:
 
     elsewhere = given.launcher != "local"
     for name, value in {"key=value": given.overrides, "--launcher": elsewhere, "--slurm": given.slurm,
+                        "--jobs": given.jobs, "--per-gpu": given.per_gpu, "--out": given.out,
+                        "--retry-failed": given.retry_failed, "--fail-fast": given.fail_fast,
                         "--dry-run": given.dry_run, "--status": given.status,
                         "--report": given.report, "--list-gates": given.list_gates}.items():  # fmt: skip
         if value:
             raise ConfigError(f"{name}: a trial's folder ({given.experiment}) takes none; an experiment's YAML does")
-    return run_again(given.experiment, console)
+    return run_again(given.experiment, console, given.max_retries)
 
 
 def _record(experiment: Experiment, grid: list[Trial], folder: Path) -> None:
@@ -208,7 +226,7 @@ def _launch(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "run.lock")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=OTHERS)
     except Timeout as error:
         holder = read_json(folder / HOLDER) or {}
         raise ConfigError(f"{folder}: another run.py is at work here{who(holder)}") from error

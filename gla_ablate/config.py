@@ -1,12 +1,11 @@
 """The whole schema of a trial, as dataclasses, and the way from plain values to it.
 
 An experiment is this plus a grid (`experiment.py`). Values come in layers (parts, `set`, a grid point, the command
-line): `merge` lays one over another, `interpolate` follows references between them, `resolve` checks what comes out.
+line): `merge` lays one over another, `interpolation` follows references between them, `resolve` checks what comes out.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.registry import check_type
+from gla_ablate.status import replace
 from gla_ablate.yaml_io import read_yaml
 
 T = TypeVar("T")
@@ -86,19 +84,28 @@ class Config:
 # Mappings that name a choice beside the options of that choice, with the keys that every choice has.
 CHOICES: dict[str, tuple[str, ...]] = {"model.gate": (), "data": ("seq_len", "batch_size", "val_tokens")}
 
+MANY = 10**12  # steps
 # Numbers that no trial can have although their type is right: key → (what it takes, whether a value is that).
+# Those of the model are far above any that trains: beyond them numbers overflow on the way, or the machine is full.
 RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "model.dim": ("a whole number from 1 to 1,048,576", lambda x: 1 <= x <= 2**20),
+    "model.layers": ("a whole number from 1 to 10,000", lambda x: 1 <= x <= 10_000),
+    "model.heads": ("a whole number from 1 to 1,048,576", lambda x: 1 <= x <= 2**20),
+    "model.expand_k": ("a number above 0, to 1000", lambda x: 0 < x <= 1000),
+    "model.expand_v": ("a number above 0, to 1000", lambda x: 0 < x <= 1000),
+    "model.ffn_ratio": ("a number above 0, to 1000", lambda x: 0 < x <= 1000),
+    "model.ffn_multiple": ("a whole number from 1 to 1,048,576", lambda x: 1 <= x <= 2**20),
     "optim.lr": ("a number above 0", lambda x: 0 < x < math.inf),
     "optim.weight_decay": ("a number from 0", lambda x: 0 <= x < math.inf),
-    "optim.warmup_steps": ("a whole number from 0", lambda x: x >= 0),
+    "optim.warmup_steps": ("a whole number from 0 to 10^12", lambda x: 0 <= x <= MANY),
     "optim.beta1": ("a number from 0 to below 1", lambda x: 0 <= x < 1),
     "optim.beta2": ("a number from 0 to below 1", lambda x: 0 <= x < 1),
     "optim.min_lr_ratio": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
     "optim.grad_clip": ("a number from 0 (0: no clipping)", lambda x: 0 <= x < math.inf),
-    "trainer.max_steps": ("a whole number from 1", lambda x: x >= 1),
-    "trainer.val_every": ("a whole number from 1", lambda x: x >= 1),
+    "trainer.max_steps": ("a whole number from 1 to 10^12", lambda x: 1 <= x <= MANY),
+    "trainer.val_every": ("a whole number from 1 to 10^12", lambda x: 1 <= x <= MANY),
     "trainer.max_time": ("a number above 0, or null", lambda x: x is None or x > 0),
-    "trainer.log_every": ("a whole number from 1", lambda x: x >= 1),
+    "trainer.log_every": ("a whole number from 1 to 10^12", lambda x: 1 <= x <= MANY),
 }
 
 
@@ -120,8 +127,10 @@ def merge(values: Mapping[str, Any], layer: Mapping[str, Any], where: str = "") 
     """
     merged = dict(values)
     for key, value in sorted(layer.items(), key=_names_first):
-        head, _, rest = str(key).partition(".")
+        head, dot, rest = str(key).partition(".")
         here = f"{where}.{head}" if where else head
+        if dot and not (head and rest):
+            raise ConfigError(f"{where}{'.' * bool(where)}{key}: no such key: a dot stands between two names")
         old = merged.get(head)
         if rest:
             value = {rest: value}
@@ -142,27 +151,6 @@ def _names_first(item: tuple[Any, Any]) -> tuple[int, bool]:
     """Sorts whole mappings before keys inside them, and names of choices before their options."""
     key = str(item[0])
     return key.count("."), not key.endswith("name")
-
-
-def interpolate(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with every `${…}` replaced by what it names: another key (`${model.dim}`), or an environment variable
-    (`${oc.env:HOME}`), in OmegaConf's grammar. Raises `ConfigError` for one that names nothing."""
-    if not _refers(values):  # as most do not; OmegaConf takes milliseconds
-        return copy.deepcopy(dict(values))
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    return typing.cast(dict[str, Any], resolved)
-
-
-def _refers(value: Any) -> bool:
-    """Whether there is anything in it for OmegaConf to resolve."""
-    if isinstance(value, Mapping):
-        return any(map(_refers, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_refers, value))
-    return isinstance(value, str) and ("${" in value or value == "???")
 
 
 @functools.cache
@@ -220,9 +208,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def read_config(path: Path) -> Config:
     """The resolved config in a trial's `config.yaml`."""
+    values = read_yaml(path)
     with located(path):
-        return resolve(read_yaml(path))
+        return resolve(values)
 
 
 def write_config(config: Config, path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    replace(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).encode())

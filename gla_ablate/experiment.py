@@ -8,31 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gla_ablate.config import Config, check_type, fill, interpolate, located, merge, resolve, to_dict
+from gla_ablate.config import Config, ModelConfig, check_type, fill, located, merge, resolve, to_dict
 from gla_ablate.errors import ConfigError, nearest
-from gla_ablate.grid import MISSING, Axis, Row, build_axes, fix, leaves, lookup, matches, points, spell
-from gla_ablate.matching import check_free, matched, measures, solved_for
+from gla_ablate.experiment_checks import check_best_over, check_conditions, check_metric, check_name, check_seeds
+from gla_ablate.grid import Axis, Row, build_axes, fix, flatten, leaves, matches, points, spell, touches
+from gla_ablate.interpolation import Interpolate, interpolator
+from gla_ablate.matching import Measures, check_free, check_unreferenced, matched, solved_for
 from gla_ablate.yaml_io import parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Keys that tell no two trials' results apart, or that stand elsewhere in a trial's name.
 NOT_IDENTITY = ("seed", "plugins", "trainer.log_every", "trainer.max_time")
-METRICS = (
-    "val/loss",
-    "val/ppl",
-    "val/bpb",
-    "val/accuracy",
-    "train/loss",
-    "train/grad_norm",
-    "train/tokens_per_s",
-    "lr",
-)
 LABEL_LENGTH = 80  # characters of a folder's name before the hash
 
 
@@ -79,7 +72,9 @@ class Experiment:
     exclude: list[dict[str, Any]]
     seeds: list[int]
     report: ReportSettings
+    interpolate: Interpolate  # knows what it has resolved of this grid
     match: str | None = None  # the key that is solved for, so that models have as many parameters
+    file_axes: list[Axis] = field(default_factory=list)  # as the YAML has them, before an override fixes one
 
     @property
     def factors(self) -> list[str]:
@@ -104,36 +99,41 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     `ConfigError` for any mistake that shows before the grid is expanded.
     """
     given = _parse_overrides(overrides)
+    interpolate = interpolator()
     content = read_yaml(path)
     with located(path):
         file = fill(ExperimentFile, content)
-        _check_name(file.name)
-        _check_metric(file.report.metric)
+        check_name(file.name)
+        check_metric(file.report.metric)
     values = to_dict(Config())
     for name in file.base:
         part = _find_part(name, path)
         layer = read_yaml(part)
         with located(part):
-            values = _lay(values, layer)
+            values = _lay(values, layer, interpolate)
     with located(path):
-        values = _lay(values, file.set)
-        values["plugins"] = [str((path.parent / Path(plugin).expanduser()).resolve()) for plugin in file.plugins]
+        values = _lay(values, file.set, interpolate)
+        values["plugins"] = [str(_find_plugin(plugin, path)) for plugin in file.plugins]
         axes = build_axes(file.grid, file.zip)
         for row in (row for axis in axes for row in axis):
-            _lay(values, row)
-        _check_conditions(values, axes, file)
+            _lay(values, row, interpolate)
+        check_conditions(values, axes, file.exclude, file.report.baseline, interpolate)
         match = solved_for(file.match)
         if match:
             check_free(match, {leaf for axis in axes for row in axis for key in row for leaf in leaves(key, row[key])})
-        _check_best_over(file.report, [key for axis in axes for key in axis[0]])
-        seeds = _check_seeds(file.seeds)
+        factors = [key for axis in axes for key in axis[0]]
+        check_best_over(list(file.report.best_over), file.report.baseline, factors)
+        seeds = check_seeds(file.seeds)
     with located("command line"):
         if "seeds" in given:
-            seeds = _check_seeds(check_type(given.pop("seeds"), list[int], "seeds"))
-        _lay(values, given)
+            seeds = check_seeds(check_type(given.pop("seeds"), list[int], "seeds"))
+        _lay(values, given, interpolate)
+        fixed = axes
         for key, value in given.items():
-            axes = [fix(axis, key, value) for axis in axes]
-    return Experiment(file.name, path, values, axes, given, file.exclude, seeds, file.report, match)
+            fixed = [fix(axis, key, value) for axis in fixed]
+    return Experiment(
+        file.name, path, values, fixed, given, file.exclude, seeds, file.report, interpolate, match, file_axes=axes
+    )
 
 
 def trials(experiment: Experiment) -> list[Trial]:
@@ -145,10 +145,12 @@ def trials(experiment: Experiment) -> list[Trial]:
     where = f"{experiment.path} with {spell(experiment.overrides)}" if experiment.overrides else str(experiment.path)
     grid: list[tuple[Row, Config]] = []
     laid: list[dict[str, Any]] = []
+    referring: list[dict[str, Any]] = []
+    made: dict[int, ModelConfig] = {}
     with located(where):
-        for point in points(experiment.axes):
+        for i, point in enumerate(points(experiment.axes)):
             given = merge(merge(experiment.values, point), experiment.overrides)
-            values = interpolate(given)
+            values = experiment.interpolate(given)
             if any(matches(values, condition) for condition in experiment.exclude):
                 continue
             try:
@@ -157,13 +159,32 @@ def trials(experiment: Experiment) -> list[Trial]:
                 at = f" (at {spell(point)})" if point else ""
                 raise ConfigError(f"{error}{at}") from error
             grid.append((point, config))
+            made[i] = config.model
             laid.append(given)
+            referring += [given] if experiment.match and values != given else []
         if not grid:
             raise ConfigError("exclude: leaves no point of the grid")
         if experiment.match:
-            configs = matched(grid, measures(grid, laid, experiment.report.baseline), experiment.match)
+            check_unreferenced(experiment.match, referring, experiment.interpolate)
+            measures = _measures(experiment, made)
+            like = [measures.of(*at, values) for at, values in zip(grid, laid, strict=True)]
+            configs = matched(grid, like, experiment.match)
             grid = [(point, config) for (point, _), config in zip(grid, configs, strict=True)]
         return _with_seeds(grid, experiment.seeds)
+
+
+def _measures(experiment: Experiment, made: dict[int, ModelConfig]) -> Measures:
+    """Of the grid in the file, with the overrides that hold for all of it; `made` has the models of the grid that is
+    run, by the numbers of their points."""
+    axes = experiment.file_axes
+    everywhere = {k: v for k, v in experiment.overrides.items() if not touches(axes, k, v)}
+
+    def lay(point: Row) -> dict[str, Any]:
+        return merge(merge(experiment.values, point), everywhere)
+
+    whole, baseline = list(points(axes)), experiment.report.baseline
+    known = made if everywhere == experiment.overrides else {}  # else the two grids may be numbered apart
+    return Measures(whole, baseline, experiment.exclude, lay, experiment.interpolate, known)
 
 
 def _with_seeds(grid: list[tuple[Row, Config]], seeds: list[int]) -> list[Trial]:
@@ -216,37 +237,12 @@ def _parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     return given
 
 
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
-        raise ConfigError(
-            f"name: got {name!r}, takes letters, digits, '-', '_' and '.', and stays in the output folder"
-        )
-
-
-def _check_metric(tag: str) -> None:
-    if tag not in METRICS and not tag.startswith("gate/"):  # gate/layer0/head0/memory and its like
-        raise ConfigError(
-            f"report.metric: no such metric {tag!r}{nearest(tag, METRICS)} (valid: {', '.join(METRICS)}, gate/…)"
-        )
-
-
-def _check_seeds(seeds: list[int]) -> list[int]:
-    if not seeds:
-        raise ConfigError("seeds: empty list, takes at least one")
-    for i, seed in enumerate(seeds):
-        if not 0 <= seed < 2**32:
-            raise ConfigError(f"seeds[{i}]: got {seed}, takes a whole number from 0 to 4294967295")
-        if seed in seeds[:i]:
-            raise ConfigError(f"seeds: {seed} stands twice")
-    return seeds
-
-
 def _find_part(name: str, experiment: Path) -> Path:
     """The file that `base` names: `model/tiny` is `model/tiny.yaml` beside the experiment, or in `configs/`."""
     folders = (experiment.parent, CONFIGS)
     for folder in folders:
         part = folder / f"{name}.yaml"
-        if part.is_file():
+        if os.path.isfile(part):  # which takes a name that no file can have for one that none has
             return part
     known = {str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml")}
     valid = ", ".join(sorted(known))
@@ -255,7 +251,18 @@ def _find_part(name: str, experiment: Path) -> Path:
     )
 
 
-def _lay(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+def _find_plugin(name: str, experiment: Path) -> Path:
+    """The file that `plugins` names, relative to the experiment."""
+    try:
+        file = (experiment.parent / Path(name).expanduser()).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # of a home folder that there isn't
+        raise ConfigError(f"plugins: got {name!r}: {error}") from error
+    if not os.path.isfile(file):
+        raise ConfigError(f"plugins: no such file {str(file)!r}")
+    return file
+
+
+def _lay(values: dict[str, Any], layer: Mapping[str, Any], interpolate: Interpolate) -> dict[str, Any]:
     """`layer` over `values`, with its keys and types checked so that a mistake is blamed on the file it stands in."""
     for key in layer:
         if key in ("seed", "plugins"):
@@ -265,53 +272,12 @@ def _lay(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _check_conditions(values: dict[str, Any], axes: list[Axis], file: ExperimentFile) -> None:
-    """Every entry of `exclude` and the baseline hit some point of the grid as it stands in the file."""
-    conditions = {f"exclude[{i}]": condition for i, condition in enumerate(file.exclude)}
-    if file.report.baseline:
-        conditions["report.baseline"] = file.report.baseline
-    grid = [interpolate(merge(values, point)) for point in points(axes)] if conditions else []
-    for where, condition in conditions.items():
-        for key in condition:
-            if all(lookup(point, key) is MISSING for point in grid):
-                known = {k for point in grid for k in _dotted(point)}
-                raise ConfigError(f"{where}.{key}: no such key{nearest(key, known)}")
-        if not any(matches(point, condition) for point in grid):
-            raise ConfigError(f"{where}: {{{spell(condition)}}} matches no point of the grid")
-
-
-def _check_best_over(report: ReportSettings, factors: list[str]) -> None:
-    """What each variant is at its best over is varied by the grid, and is not what the baseline fixes."""
-    where = "report.best_over"
-    fixed = _dotted(report.baseline)
-    for i, key in enumerate(report.best_over):
-        if key not in factors:
-            varied = ", ".join(factors) or "nothing"
-            raise ConfigError(f"{where}: the grid doesn't vary {key!r}{nearest(key, factors)} (it varies: {varied})")
-        if key in report.best_over[:i]:
-            raise ConfigError(f"{where}: {key} stands twice")
-        if any(other == key or other.startswith(f"{key}.") for other in fixed):
-            raise ConfigError(f"{where}: report.baseline fixes {key}, the best of which is to be found")
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """All dotted keys of nested mappings, those of the mappings included."""
-    keys = []
-    for key, value in values.items():
-        keys.append(f"{prefix}{key}")
-        if isinstance(value, Mapping):
-            keys += _dotted(value, f"{prefix}{key}.")
-    return keys
-
-
 def _label(point: dict[str, Any]) -> str:
     """A point as part of a folder's name: `data_dependent-rank16-heads2`; letters, digits, `-`, `_` and `.` only."""
     words = []
-    for key, value in point.items():
-        options = value if isinstance(value, Mapping) else {key: value}
-        for option, choice in options.items():
-            name = str(option).rpartition(".")[2]
-            words.append(str(choice) if name == "name" else f"{name}{'' if _is_number(choice) else '-'}{choice}")
+    for key, value in flatten(point).items():
+        name = key.rpartition(".")[2]
+        words.append(str(value) if name == "name" else f"{name}{'' if _is_number(value) else '-'}{value}")
     label = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words))[:LABEL_LENGTH].strip("-._")
     return label or "base"
 

@@ -8,6 +8,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+@contextmanager
+def ended_alike() -> Iterator[None]:
+    """In here SIGTERM raises `KeyboardInterrupt`, as SIGINT does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM came. Not an `Exception`, so that nothing on the way takes it for an error of the trial."""
 

@@ -3,23 +3,28 @@
 A gate brings parameters of its own. Here the rest of the model gives them up, or takes them: the SwiGLU's width, or
 with `match: {params: model.dim}` the model's width first and the SwiGLU's for what is then left. The measure is the
 report's baseline: every point gets as many parameters as the point that has the baseline's values and else its own;
-without a baseline, as many as the grid's first point.
+without a baseline, as many as the YAML's first point with the same data. All parameters count, embeddings too, and
+those of the measure as if it had the point's vocabulary: that the data bring more words makes no model narrower.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from gla_ablate.config import Config, ModelConfig, interpolate, merge, resolve, to_dict
+from gla_ablate.config import CHOICES, Config, ModelConfig, located, merge, resolve, to_dict
 from gla_ablate.errors import ConfigError, nearest
-from gla_ablate.grid import Row, matches, spell
+from gla_ablate.grid import Row, flatten, matches, spell
+from gla_ablate.interpolation import Interpolate
+from gla_ablate.pairing import Pairing, filled
 
 FFN = ("model.ffn_ratio", "model.ffn_multiple")
 WIDTHS = {"model.ffn_ratio": FFN, "model.dim": ("model.dim", *FFN)}  # what is solved for → the keys that it sets
+SIZES = CHOICES["data"]  # of the data: how much is read, not what
 SLACK = 0.005  # of the parameters: two models that are both this near to a third are within 1 % of each other
 SEARCHED = 4.0  # times the width, and a fourth of it
 
@@ -46,45 +51,88 @@ def check_free(key: str, varied: Set[str]) -> None:
             raise ConfigError(f"match: solves for {taken}, which the grid varies{instead}")
 
 
-def measures(grid: list[tuple[Row, Config]], laid: list[dict[str, Any]], baseline: Mapping[str, Any]) -> list[Config]:
-    """For each point of the grid the config that it is to be like: of the one point that has the baseline's values and
-    else the same, or where there isn't one, it is excluded, say, what the baseline's values make of those that were
-    `laid` for the point."""
-    if not baseline:
-        return [grid[0][1]] * len(grid)
-    own = [matches(to_dict(config), baseline) for _, config in grid]
-    rests = [json.dumps(rest(point, baseline), sort_keys=True, default=str) for point, _ in grid]
-    ones: dict[str, list[Config]] = {}
-    for like, is_one, (_, config) in zip(rests, own, grid, strict=True):
-        if is_one:
-            ones.setdefault(like, []).append(config)
-
-    found = []
-    for like, is_one, (point, config), values in zip(rests, own, grid, laid, strict=True):
-        near = [config] if is_one else ones.get(like, [])
-        if len(near) != 1:
-            try:
-                near = [resolve(interpolate(merge(values, baseline)))]
-            except ConfigError as error:
-                raise ConfigError(f"match: the baseline of {spell(point)}: {error}") from error
-        found += near
-    return found
+def check_unreferenced(key: str, laid: Iterable[dict[str, Any]], interpolate: Interpolate) -> None:
+    """Raises `ConfigError` if another value of the points, as they are `laid`, refers to what is solved for: it would
+    be that of the width before."""
+    solved = WIDTHS[key]
+    for given in laid:
+        before = flatten(interpolate(given))
+        try:
+            moved = flatten(interpolate(merge(given, dict.fromkeys(solved, "solved for"))))
+            refers = next((k for k, v in before.items() if k not in solved and repr(moved.get(k)) != repr(v)), None)
+        except ConfigError as error:  # of a reference whose name is one
+            refers = str(error).partition(":")[0]
+        if refers:
+            raise ConfigError(f"match: solves for {key}, which {refers} refers to, so that it would keep the old value")
 
 
-def rest(point: Row, baseline: Mapping[str, Any]) -> Row:
-    """The factors of a point that the baseline leaves alone: neither set by it, whole or in part, nor an option of a
-    name that it sets."""
-    families = tuple(key.removesuffix("name") for key in baseline if key.endswith(".name"))
+class Measures:
+    """Which model each point of a grid shall be like.
 
-    def is_set(factor: str) -> bool:
-        return any(f"{key}.".startswith(f"{factor}.") or f"{factor}.".startswith(f"{key}.") for key in baseline)
+    `points` are those of the grid as its YAML lays it out, before the command line fixes an axis and before any is
+    excluded; `lay` gives their values, and `made` the models of those that are known by their numbers. So a point's
+    model is the same, and a finished trial of it is found again, whatever part of the grid is run. Only where several
+    could be the baseline does it count which are excluded.
+    """
 
-    return {key: value for key, value in point.items() if not (is_set(key) or key.startswith(families))}
+    def __init__(
+        self, points: list[Row], baseline: Mapping[str, Any], exclude: list[dict[str, Any]],
+        lay: Callable[[Row], dict[str, Any]], interpolate: Interpolate, made: Mapping[int, ModelConfig],
+    ) -> None:  # fmt: skip
+        self.points, self.baseline, self.exclude = points, baseline, exclude
+        self.lay, self.interpolate = lay, interpolate
+        self.pairing = Pairing([filled(point, baseline, partial(self.config, point)) for point in points], baseline)
+        self.first: dict[str, int] = {}
+        for i, point in enumerate(points):
+            self.first.setdefault(task(point), i)
+        self.made = dict(made)
+
+    def of(self, point: Row, config: Config, values: Mapping[str, Any]) -> ModelConfig:
+        """Of one point, which `values` were laid for. Raises `ConfigError` for a measure that is no model."""
+        if not self.pairing.wanted:
+            return self.model(self.first.get(task(point), 0))
+        known = filled(point, self.baseline, lambda: to_dict(config))
+        if self.pairing.is_one(known):
+            return config.model
+        found = self.pairing.of(known)
+        if len(found) > 1:
+            found = [i for i in found if not self.is_excluded(i)]
+        if len(found) == 1:
+            return self.model(found[0])
+        return self.resolved(merge(values, self.baseline), f"the baseline of {spell(point)}")
+
+    def model(self, i: int) -> ModelConfig:
+        if i not in self.made:
+            others = "is the baseline of others" if self.pairing.wanted else "is the measure without a report.baseline"
+            self.made[i] = self.resolved(self.lay(self.points[i]), f"{spell(self.points[i])}, which {others}")
+        return self.made[i]
+
+    def resolved(self, values: Mapping[str, Any], what: str) -> ModelConfig:
+        with located(f"match: {what}"):
+            return resolve(self.interpolate(values)).model
+
+    def config(self, point: Row) -> dict[str, Any]:
+        """Of a point of the YAML's; of one that is no trial, and excluded for that perhaps, what is laid for it."""
+        values = self.interpolate(self.lay(point))
+        try:
+            return to_dict(resolve(values))
+        except ConfigError:
+            return values
+
+    def is_excluded(self, i: int) -> bool:
+        values = self.interpolate(self.lay(self.points[i]))
+        return any(matches(values, condition) for condition in self.exclude)
 
 
-def matched(grid: list[tuple[Row, Config]], measured: list[Config], key: str) -> list[Config]:
-    """The config of each point, its model with as many parameters as the one of its measure, to within `SLACK`. Raises
-    `ConfigError` for a model that can't be made so."""
+def task(point: Row) -> str:
+    """What a point sets of the data that isn't a matter of how many."""
+    data = {k: v for k, v in flatten(point).items() if k.startswith("data.") and k.removeprefix("data.") not in SIZES}
+    return json.dumps(data, sort_keys=True, default=str)
+
+
+def matched(grid: list[tuple[Row, Config]], measured: list[ModelConfig], key: str) -> list[Config]:
+    """The config of each point, its model with as many parameters as its measure would have for the point's own data,
+    to within `SLACK`. Raises `ConfigError` for a model that can't be made so."""
     from gla_ablate.data import build_source  # here, and below, so that a mistyped file needn't wait for torch
     from gla_ablate.model import counter
 
@@ -93,7 +141,7 @@ def matched(grid: list[tuple[Row, Config]], measured: list[Config], key: str) ->
     configs = []
     for (point, config), measure in zip(grid, measured, strict=True):
         vocab_size = build_source(config.data).vocab_size
-        target = count(measure.model, build_source(measure.data).vocab_size)
+        target = count(measure, vocab_size)
         name = repr(config.model), vocab_size, target
 
         def size(model: ModelConfig, vocab_size: int = vocab_size) -> int:

@@ -150,12 +150,10 @@ def check_type(value: Any, kind: Any, key: str) -> Any:
         if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
             return {k: check_type(item, args[1], f"{key}.{k}") for k, item in value.items()}
     elif kind is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
                 return float(value)
-            except ValueError:
+            except (ValueError, OverflowError):  # a text that is no number, a whole number that no float reaches
                 pass
     elif isinstance(kind, type) and isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value

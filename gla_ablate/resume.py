@@ -300,6 +300,8 @@ def lasting(values: dict[str, Any]) -> dict[str, Any]:
 def remove_attempt(folder: Path) -> None:
     """Remove what an attempt recorded that can't be gone on from: its curves would mix with the new ones."""
     for name in ("metrics.csv", "stamp.json", "result.json"):
+        if (folder / name).is_dir():
+            set_aside(folder / name)
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     last(folder).unlink(missing_ok=True)

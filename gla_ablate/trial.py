@@ -69,9 +69,10 @@ def run_trial(folder: Path) -> int:
 
         from gla_ablate.config import read_config
         from gla_ablate.fit import fit
+        from gla_ablate.launch.slots import threads
 
-        if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
-            torch.set_num_threads(int(threads))
+        if given := threads():
+            torch.set_num_threads(given)
         result = fit(read_config(folder / "config.yaml"), folder, status, interruption)
         write_json(folder / "result.json", result)
         status.write("finished")

@@ -14,9 +14,18 @@ import yaml
 
 from gla_ablate.errors import ConfigError, nearest
 
+MOST = 1_000_000  # values of a file, those of an alias counted wherever it stands: ten lines can make billions of it
+
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict] = {}
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _count(node, {}) > MOST:
+            problem = f"its aliases make more than {MOST:,} values of it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         return super().construct_object(node, deep=True)  # which refuses an alias inside its own anchor
@@ -30,6 +39,19 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values in it, an alias's as many times as it stands there."""
+    if id(node) not in known:
+        known[id(node)] = 1  # of one inside itself, which is refused later
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_count(part, known) for part in inner)
+    return known[id(node)]
 
 
 _DIGITS = list("-+.0123456789")
@@ -51,7 +73,9 @@ def parse_yaml(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"{mark.line + 1}:{mark.column + 1}: " if mark else ""
         raise ConfigError(f"{place}{error.problem or error.context}") from error
-    except ValueError as error:  # of a tag that doesn't fit its value, `!!int x`
+    except RecursionError as error:
+        raise ConfigError(" nested too deeply") from error
+    except (ValueError, KeyError, AttributeError) as error:  # of a tag that doesn't fit its value, `!!int x`
         raise ConfigError(f" {error}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1

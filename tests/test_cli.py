@@ -53,6 +53,7 @@ BAD = {
     "an override without a value": (TINY, ["model.heads"], "takes key=value"),
     "a mistyped override": (TINY, ["modle.heads=1"], "modle: no such key, did you mean 'model'?"),
     "no jobs": (TINY, ["--jobs", "0"], "--jobs: got '0', takes a whole number from 1"),
+    "jobs without end": (TINY, ["--jobs", "9999999"], "takes a whole number from 1, below a million"),
     "retries below none": (TINY, ["--max-retries", "-1"], "--max-retries"),
     "retries of no number": (TINY, ["--max-retries", "x"], "--max-retries: got 'x', takes a whole number from 0"),
     "no time": (TINY + "  trainer.max_time: 0", [], "trainer.max_time: got 0.0, takes a number above 0, or null"),
@@ -83,6 +84,38 @@ BAD = {
         ["--launcher", "slurm", "--per-gpu", "2"],
         "--per-gpu: SLURM gives a job GPUs",
     ),
+    "nesting without end": ("name: t\nset: " + "[" * 3000, [], "t.yaml: nested too deeply"),
+    "aliases of aliases": (
+        "name: t\nset: {"
+        + ", ".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}' if i else '1'] * 9)}]" for i in range(9))
+        + "}",
+        [],
+        "t.yaml:1:1: its aliases make more than 1,000,000 values of it",
+    ),
+    "references without end": (
+        TINY + f"  optim.lr: '{'${' * 500}x{'}' * 500}'",
+        [],
+        "t.yaml: optim.lr: references nested",
+    ),
+    "a whole number beyond floats": (TINY + f"  optim.lr: {'9' * 400}", [], "t.yaml: optim.lr: got 999"),
+    "a width beyond any": (
+        TINY + "  model.ffn_ratio: 1e308",
+        [],
+        "model.ffn_ratio: got 1e+308, takes a number above 0, to",
+    ),
+    "steps beyond any": (TINY + f"  trainer.max_steps: {10**13}", [], "takes a whole number from 1 to 10^12"),
+    "a tag that doesn't fit": (TINY + "  optim.lr: !!bool x", [], "t.yaml: 'x'"),
+    "more points than anybody has": (
+        TINY + f"grid: {{model.layers: {list(range(1, 1100))}, optim.warmup_steps: {list(range(1000))}}}",
+        [],
+        "t.yaml: grid: makes 1,099,000 points, takes up to 1,000,000",
+    ),
+    "a dot at the end": (TINY + "grid: {model.heads.: [1]}", [], "t.yaml: model.heads.: no such key"),
+    "a key that is a number": (TINY + "exclude: [{model: {1: 2}}]", [], "exclude[0]: {model={1: 2}} matches no point"),
+    "a plugin that no file can be": (TINY + 'plugins: ["a\\0b"]', [], "t.yaml: plugins: got 'a\\x00b'"),
+    "a plugin of nobody's": (TINY + "plugins: ['~nobody_here/a.py']", [], "plugins: got '~nobody_here/a.py'"),
+    "a part that no file can be": (TINY.replace("model/tiny", "a" * 5000), [], "base: no part 'aaa"),
+    "a metric that climbs out": (TINY + "report: {metric: gate/../x}", [], "report.metric: no such metric 'gate/../x'"),
     "two things at once": (TINY, ["--dry-run", "--report"], "not allowed with"),
     "a report of nothing": (TINY, ["--report"], "no experiment.json"),
 }
@@ -111,6 +144,45 @@ def test_an_output_folder_that_cannot_be_made_is_told(tmp_path, capsys):
     file = write(tmp_path / "t.yaml", TINY)
     assert main([str(file), "--out", str(file)]) == 2
     assert "error: --out: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", ["t", "t/report"])
+def test_nothing_is_written_where_a_link_leads(link, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs" / link).parent.mkdir(parents=True)
+    (tmp_path / "runs" / link).symlink_to(tmp_path / "elsewhere")
+    for given in ([], ["--report"]):
+        assert main([str(write(tmp_path / "t.yaml", TINY)), "--out", str(tmp_path / "runs"), *given]) == 2
+        assert f"{tmp_path / 'runs' / link}: is a symbolic link" in capsys.readouterr().err
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path, capsys, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr("gla_ablate.launch.local.prepare", denied)
+    assert main([str(write(tmp_path / "t.yaml", TINY)), "--out", str(tmp_path / "runs")]) == 1
+    assert capsys.readouterr().err == "error: somewhere: permission denied\n"
+
+
+def test_a_sigterm_before_any_trial_runs_ends_it_as_ctrl_c_does(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gla_ablate.launch.local.prepare", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main([str(write(tmp_path / "t.yaml", TINY)), "--out", str(tmp_path / "runs")]) == 130
+    assert capsys.readouterr().err == "interrupted\n" and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("launcher", ["local", "ray", "slurm"])
+@pytest.mark.parametrize("threads", ["0", "abc"])
+def test_a_number_of_threads_that_is_none_is_told_before_anything_starts(
+    threads, launcher, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    file = write(tmp_path / "t.yaml", TINY)
+    assert main([str(file), "--out", str(tmp_path / "runs"), "--launcher", launcher]) == 2
+    assert capsys.readouterr().err == f"error: OMP_NUM_THREADS: got '{threads}', takes a whole number from 1\n"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_output_folder_may_have_any_name(tmp_path, capsys, monkeypatch):

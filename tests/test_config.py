@@ -1,6 +1,6 @@
 import pytest
 
-from gla_ablate.config import RULES, Config, interpolate, merge, read_config, resolve, to_dict, write_config
+from gla_ablate.config import RULES, Config, merge, read_config, resolve, to_dict, write_config
 from gla_ablate.errors import ConfigError
 
 BASE = {
@@ -106,17 +106,11 @@ def test_a_config_survives_its_file(tmp_path):
     assert read_config(tmp_path / "config.yaml") == config
 
 
-def test_a_reference_takes_the_value_it_names(monkeypatch):
-    monkeypatch.setenv("WIDTH", "wide")
-    values = {
-        "model": {"dim": 64, "heads": 2},
-        "optim": {"warmup_steps": "${model.dim}"},
-        "data": {"path": "${oc.env:WIDTH}"},
-    }
-    assert interpolate(values) == {**values, "optim": {"warmup_steps": 64}, "data": {"path": "wide"}}
-
-
-@pytest.mark.parametrize("text", ["${model.width}", "${", "${oc.env:GLA_ABLATE_NO_SUCH_VARIABLE}", "${optim.lr}"])
-def test_a_reference_to_nothing_is_an_error_with_its_key(text):
-    with pytest.raises(ConfigError, match=r"^optim\.lr: "):
-        interpolate({"model": {"dim": 64}, "optim": {"lr": text}})
+def test_a_folder_or_a_link_in_the_place_of_a_config_is_no_hindrance(tmp_path):
+    config, path, elsewhere = resolve(BASE), tmp_path / "config.yaml", tmp_path / "elsewhere"
+    path.mkdir()
+    write_config(config, path)
+    path.unlink()
+    path.symlink_to(elsewhere)
+    write_config(config, path)
+    assert read_config(path) == config and not elsewhere.exists()

@@ -231,6 +231,15 @@ def test_the_best_is_taken_over_one_factor_or_several(expand, tmp_path, given):
             "report: {baseline: {model.gate.name: nnone}}",
             r"report\.baseline: \{model\.gate\.name=nnone\} matches no point",
         ),
+        (
+            "set: {model.expand_k: 0.5}\ngrid: {model.expand_v: ['${model.expand_k}', 1.0]}\n"
+            "report: {baseline: {model.expand_v: 0.5}}",
+            r"report\.baseline: \{model\.expand_v=0\.5\} is no point as the grid writes it",
+        ),
+        (
+            "grid: {model.gate.name: [none, fixed_decay]}\nreport: {baseline: {model.gate.name: none, model.dim: 64}}",
+            r"report\.baseline: \{model\.gate\.name=none, model\.dim=64\} matches no point",
+        ),
         ("report: {metric: val/los}", r"report\.metric: no such metric 'val/los', did you mean 'val/loss'\?"),
         ("report: {mode: mni}", r"report\.mode: got 'mni', did you mean 'min'\?"),
         ("report: {picks: last}", r"report\.picks: no such key, did you mean 'pick'\?"),

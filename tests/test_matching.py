@@ -113,6 +113,82 @@ def test_an_override_is_matched_as_well(expand):
     assert none.config.model.dim == dependent.config.model.dim == 96 and near(dependent, none)
 
 
+@pytest.mark.parametrize("baseline", ["", AGAINST_NONE])
+def test_a_points_model_is_the_same_whatever_part_of_the_grid_is_run(expand, baseline):
+    text = f"grid: {{model.gate: {GATES}, model.layers: [1, 2]}}\n{baseline}match: params\n"
+    ids = {trial.id for trial in expand(text)}
+    for part in (
+        expand(text, "model.gate={name: data_dependent, rank: 64}"),
+        expand(text, "model.layers=2"),
+        expand(text, "model.gate={name: data_dependent, rank: 4}", "model.layers=2"),
+        expand(f"{text}exclude: [{{model.gate.name: none}}]\n"),
+        expand(f"{text}exclude: [{{model.layers: 1}}]\n"),
+    ):
+        assert part and {trial.id for trial in part} <= ids
+
+
+def test_an_option_of_one_choice_on_the_command_line_leaves_the_measure_as_it_is(expand):
+    text = "grid: {model.gate.name: [none, data_dependent], model.layers: [1, 2]}\nmatch: params\n"
+    none = expand(text)[0]
+    (wide, _) = expand(text, "model.gate.name=data_dependent", "model.gate.rank=64")
+    assert wide.config.model.gate["rank"] == 64 and near(wide, none)
+
+
+def test_a_value_that_the_grid_does_not_have_is_held_against_the_baseline_too(expand):
+    text = f"grid: {{model.gate: {GATES}, model.layers: [1, 2]}}\n{AGAINST_NONE}match: params\n"
+    none, *others = expand(text, "model.layers=3")
+    assert none.config.model.layers == 3 and all(near(trial, none) for trial in others)
+
+
+DATA = "data: [{name: mqar, vocab_size: 64, train_examples: 8}, {name: mqar, vocab_size: 4096, train_examples: 8}]"
+
+
+@pytest.mark.parametrize(
+    "baseline", ["", AGAINST_NONE, "report: {baseline: {model.gate: {name: none}, data.vocab_size: 64}}\n"]
+)
+def test_a_larger_vocabulary_makes_no_model_narrower(expand, baseline):
+    found = expand(f"grid: {{model.gate: {GATES}, {DATA}}}\n{baseline}match: params\n")
+    small, large = found[::2], found[1::2]
+    assert parameters(large[0]) > 3 * parameters(small[0]) and small[0].config.model == large[0].config.model
+    assert all(near(trial, small[0]) for trial in small) and all(near(trial, large[0]) for trial in large)
+
+
+def test_without_a_baseline_the_measure_is_the_first_point_with_the_same_data(expand):
+    zipped = "zip: [{data.vocab_size: [64, 4096], model.dim: [64, 128]}]\n"
+    found = expand(f"grid: {{data.batch_size: [2, 4], model.gate: {GATES}}}\n{zipped}match: params\n")
+    small, large = found[::2], found[1::2]
+    assert small[0].config.model.dim == 64 and large[0].config.model.dim == 128
+    assert all(trial.config.model.ffn_ratio == ModelConfig().ffn_ratio for trial in (small[0], large[0]))
+    assert all(near(trial, small[0]) for trial in small) and all(near(trial, large[0]) for trial in large)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('"${model.dim}"', "match: solves for model.dim, which model.gate.rank refers to"),
+        ('"${model.${oc.env:NO_SUCH_VARIABLE,dim}}"', "which model.gate.rank refers to"),
+        ('"${optim.warmup_steps}", optim.warmup_steps: "${model.dim}"', "which model.gate.rank refers to"),
+        ('"${model.${model.dim}}", model.dim: heads', "model.dim: got 'heads', takes int"),
+    ],
+)
+def test_a_reference_to_what_is_solved_for_is_a_mistake(expand, text, says):
+    grid = "match: {params: model.dim}\ngrid: {model.layers: [1, 2]}\n"
+    with pytest.raises(ConfigError) as raised:
+        expand(f"{grid}set: {{model.gate.name: data_dependent, model.gate.rank: {text}}}\n")
+    assert says in str(raised.value)
+    if "solves" in says:  # not to what stays
+        one, two = expand(f'{grid}set: {{model.gate.rank: "${{model.heads}}"}}\n')
+        assert near(two, one) and two.config.model.gate["rank"] == 2
+
+
+def test_a_measure_that_is_no_model_is_named(expand):
+    text = "grid: {model.heads: [3, 2]}\nexclude: [{model.heads: 3}]\nmatch: params\n"
+    with pytest.raises(
+        ConfigError, match=r"match: model\.heads=3, which is the measure without .*: model\.heads: got 3"
+    ):
+        expand(text)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -298,7 +298,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
 def test_a_disk_too_full_for_the_status_is_told_by_the_exit_code(
     undisturbed: dict[str, Any], stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, space = Path.write_text, True
+    write, space = Path.write_bytes, True
 
     def write_if_there_is_space(path: Path, *args: Any, **kwargs: Any) -> Any:
         if not space:
@@ -315,7 +315,7 @@ def test_a_disk_too_full_for_the_status_is_told_by_the_exit_code(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", write_if_there_is_space)
+        patch.setattr(Path, "write_bytes", write_if_there_is_space)
         patch.setattr(resume.torch, "save", save)
         patch.setattr("sys.stderr", Full())
         code = run(stopped)
@@ -362,6 +362,14 @@ def test_no_link_is_followed_out_of_the_folder(undisturbed: dict[str, Any], stop
     assert run(stopped) == 0
     assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
     assert outcome(stopped) == undisturbed
+
+
+def test_a_folder_in_place_of_a_file_is_set_aside(undisturbed: dict[str, Any], plugin: Path, tmp_path: Path) -> None:
+    folder = trial(tmp_path / "trial", plugin)
+    for name in ("metrics.csv", "stamp.json", "result.json"):
+        (folder / name / "kept").mkdir(parents=True)
+    assert run(folder) == 0
+    assert outcome(folder) == undisturbed and len(list(folder.glob("*.damaged/kept"))) == 3
 
 
 def test_events_stand_in_order_though_the_clock_went_back(

@@ -26,6 +26,7 @@ from gla_ablate.data.source import DATA, IGNORED, DataSource, Rows, require
 
 BLOCK = 256  # examples drawn at once; example i depends on its block and split alone, never on how many there are
 TASK_SEED = 20231208  # first word of a block's random seed: fixed, so that all trials share the task
+MOST = 2**20  # words of the vocabulary, of which `BLOCK` examples are drawn as a table
 STREAM = {"train": 0, "val": 1}  # the second
 
 
@@ -57,6 +58,7 @@ class Mqar(DataSource):
         require(
             vocab_size // 2 > pairs, "vocab_size", vocab_size, f"at least {2 * pairs + 2}, for {pairs} different keys"
         )
+        require(vocab_size <= MOST, "vocab_size", vocab_size, f"at most {MOST}")
         require(
             seq_len >= 4 * pairs, "seq_len", seq_len, f"at least {4 * pairs}, for {pairs} pairs and as many queries"
         )

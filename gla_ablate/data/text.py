@@ -67,7 +67,7 @@ def matching(patterns: list[str], key: str) -> list[Path]:
             hint = nearest(expanded.name, os.listdir(expanded.parent)) if expanded.parent.is_dir() else ""
             raise ConfigError(f"{key}[{index}]: got {pattern!r}, which matches no file{hint}")
         for path in paths:
-            if not os.access(path, os.R_OK):
+            if not (path.is_file() and os.access(path, os.R_OK)):
                 raise ConfigError(f"{key}[{index}]: cannot read {path}, which {pattern!r} matches")
         found.update(paths)
     return sorted(found)

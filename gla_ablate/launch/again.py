@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,20 @@ from gla_ablate.status import read_json
 from gla_ablate.trial import is_finished
 
 
-def run_again(home: Path, console: Console) -> int:
-    """Run the trial in `home`; the exit code. Raises `ConfigError` if there is none, or none that could run."""
+def run_again(home: Path, console: Console, max_retries: int = 0) -> int:
+    """Run the trial in `home`, up to `max_retries` times more if it is killed; the exit code. Raises `ConfigError` if
+    there is none, or none that could run."""
     if not (home / "config.yaml").is_file():
         raise ConfigError(f"{home}: no config.yaml here, so there is no trial to run")
     home = home.resolve()
     stamp = read_json(home / "stamp.json") or {}
     folder = stamp.get("folder")
-    if isinstance(folder, str) and Path(folder).is_dir():
-        os.chdir(folder)  # which paths of the data may be relative to
+    there = folder if isinstance(folder, str) and os.path.isdir(folder) else os.curdir
+    with chdir(there):  # which paths of the data may be relative to
+        return _run_again(home, stamp, console, max_retries)
+
+
+def _run_again(home: Path, stamp: dict[str, Any], console: Console, max_retries: int) -> int:
     config = read_config(home / "config.yaml")
 
     def say(text: str) -> None:
@@ -52,12 +58,12 @@ def run_again(home: Path, console: Console) -> int:
         say(f"not as it was: {change}")
     trial = Trial(target.name, {}, config.seed, config)
     slots = divide(1)
-    threads = (stamp.get("machine") or {}).get("threads")
-    if isinstance(threads, int) and "CUDA_VISIBLE_DEVICES" not in slots[0]:
+    threads = part(stamp, "machine").get("threads")
+    if type(threads) is int and 0 < threads < 10_000 and "CUDA_VISIBLE_DEVICES" not in slots[0]:
         slots[0]["OMP_NUM_THREADS"] = str(threads)  # on a CPU other bits come of another number
     todo = prepare([trial], target.parent, retry_failed=True, say=say)
     with make_view(console, todo, 0) as view:
-        interrupted = run_trials(todo, target.parent, slots, view, starter(slots))
+        interrupted = run_trials(todo, target.parent, slots, view, starter(slots), max_retries=max_retries)
     if interrupted:
         return 130
     if not is_finished(target):
@@ -74,14 +80,14 @@ def run_again(home: Path, console: Console) -> int:
 def changes(stamp: dict[str, Any]) -> list[str]:
     """What is another than in the stamp: the code and the versions."""
     found = []
-    before, code = stamp.get("git") or {}, code_state()
+    before, code = part(stamp, "git"), code_state()
     now = code.state
     if before.get("sha") != now["sha"]:
         found.append(f"git {before.get('sha')}, now {now['sha']}")
     then, kept = before.get("diff") or ("some" if before.get("dirty") else "none"), code.name or "none"
     if then != kept:
         found.append(f"changes that were not committed: {then}, now {kept}")
-    versions = stamp.get("versions") or {}
+    versions = part(stamp, "versions")
     found += [f"{name} {versions[name]}, now {installed(name)}" for name in (*PACKAGES, "torch")
               if name in versions and versions[name] != installed(name)]  # fmt: skip
     return found
@@ -89,7 +95,15 @@ def changes(stamp: dict[str, Any]) -> list[str]:
 
 def compare(before: dict[str, Any], now: dict[str, Any], say: Callable[[str], None]) -> None:
     """The last value of each validation metric, then and now."""
-    then, again = before.get("metrics") or {}, now.get("metrics") or {}
+    then, again = part(before, "metrics"), part(now, "metrics")
     for name in sorted(name for name in then.keys() & again.keys() if name.startswith("val/")):
+        if not all(type(metrics[name]) in (int, float) for metrics in (then, again)):
+            continue
         same = "the same to the last bit" if then[name] == again[name] else f"off by {again[name] - then[name]:.2g}"
         say(f"{name}: {then[name]:.6g} then, {again[name]:.6g} now, {same}")
+
+
+def part(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping under `key` of a file that may be damaged."""
+    found = record.get(key)
+    return found if isinstance(found, dict) else {}

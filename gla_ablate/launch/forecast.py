@@ -14,7 +14,7 @@ from statistics import median
 from gla_ablate.config import ModelConfig, to_dict
 from gla_ablate.data import build_source
 from gla_ablate.experiment import Trial
-from gla_ablate.launch.state import State
+from gla_ablate.launch.state import USUAL, State
 from gla_ablate.model import flops_per_token
 from gla_ablate.status import read_json
 
@@ -70,7 +70,7 @@ class Forecast:
 
     def of_grid(self, states: Mapping[str, State]) -> float | None:
         """Seconds until no trial runs or waits; None before any has made two steps."""
-        paced = {id: s for id, s in states.items() if s.setup is not None and s.first_step < s.step}
+        paced = {id: s for id, s in states.items() if s.setup is not None and 0 <= s.first_step < s.step <= s.max_steps}
         done = sum(self.work[id] * (s.step - s.first_step) / s.max_steps for id, s in paced.items())
         if not done:
             return None
@@ -102,7 +102,7 @@ def past(out: Path, device: str) -> list[Past]:
     for file in out.glob("*/*/result.json"):
         result = read_json(file) or {}
         numbers = [result.get(name) for name in ("flops_per_token", "tokens", "steps", "seconds", "setup")]
-        known = [float(x) for x in numbers if isinstance(x, int | float) and x > 0]
+        known = [float(x) for x in numbers if isinstance(x, int | float) and 0 < x < USUAL]
         if result.get("device") == device and len(known) == len(numbers):
             flops, count, steps, seconds, setup = known
             found.append(Past(flops * count / steps, setup, max(seconds - setup, 0.0) / (flops * count)))

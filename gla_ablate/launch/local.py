@@ -94,9 +94,8 @@ def prepare(
         for name, is_sound in sound.items():
             if (home / name).exists() and not is_sound:
                 say(f"{set_aside(home / name)}: damaged, so set aside; the trial runs again")
-        unlinked(home / "config.yaml")
         write_config(trial.config, home / "config.yaml")
-        with suppress(Timeout), FileLock(home / "trial.lock", timeout=0):  # else it still runs, and says so itself
+        with suppress(Timeout), FileLock(own(home / "trial.lock"), timeout=0):  # else it still runs, and says so itself
             if outcome(home) in left:  # a job of SLURM's has ended meanwhile
                 continue
             State(max_steps=trial.config.trainer.max_steps).write(home)
@@ -104,10 +103,12 @@ def prepare(
     return todo
 
 
-def unlinked(path: Path) -> Path:
-    """`path`, which is no link to a file elsewhere any more."""
+def own(path: Path) -> Path:
+    """`path`, which is no link to a file elsewhere any more, and no folder."""
     if path.is_symlink():
         path.unlink()
+    elif path.is_dir():
+        set_aside(path)
     return path
 
 
@@ -186,7 +187,7 @@ def _start(trial: Trial, home: Path, slot: dict[str, str], start: Start) -> Runn
         write_config(trial.config, home / "config.yaml")
     if not start.waits and (before := State.read(home)).status != "queued":  # what ended since has said how
         State(step=before.step, max_steps=before.max_steps).write(home)
-    with open(unlinked(home / "log.txt"), "ab") as log:
+    with open(own(home / "log.txt"), "ab") as log:
         process = start(home, slot, log)
         return Running(trial, process, slot, log.tell()) if process else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 from collections import Counter
@@ -30,10 +31,11 @@ def print_status(grid: list[Trial], folder: Path, console: Console) -> None:
     if not folder.is_dir():
         raise ConfigError(f"--status: {folder}: nothing has run here yet")
     holder = read_json(folder / HOLDER) or {}
-    at_work = bool(holder) and is_alive(holder.get("process"), holder.get("on"))
+    at_work = bool(holder) and is_alive(holder.get("process"), holder.get("on"), folder / "run.lock")
     states = {trial.id: state_of(folder / trial.id, trial.config.trainer.max_steps) for trial in grid}
     slots = holder.get("slots")
-    forecast = Forecast(grid, slots if isinstance(slots, int) else len(divide(None)))
+    at_once = min(slots, len(grid)) if isinstance(slots, int) and slots > 0 else len(divide(None))
+    forecast = Forecast(grid, at_once)
     table = progress_table(console.width)
     for id, state in states.items():
         add_progress(table, id, state, forecast.of_trial(state))
@@ -49,7 +51,8 @@ def print_status(grid: list[Trial], folder: Path, console: Console) -> None:
     others = not_of(grid, folder)
     if others:
         console.print(f"{len(others)} more here are not of this grid as it is now", highlight=False)
-    console.print(f"run.py is at work here{who(holder)}" if at_work else "no run.py is at work here", highlight=False)
+    at = f"run.py is at work here{who(holder)}" if at_work else "no run.py is at work here"
+    console.print(at, highlight=False, markup=False)
 
 
 def who(holder: dict[str, Any]) -> str:
@@ -69,13 +72,14 @@ def state_of(home: Path, max_steps: int) -> State:
     state = State.read(home)
     state.status = outcome(home)
     state.max_steps = state.max_steps or max_steps
-    if state.status == "running" and not is_alive(state.pid, state.host):
+    if state.status == "running" and not is_alive(state.pid, state.host, home / "trial.lock"):
         state.status, state.reason = "killed", f"its process {state.pid} is gone"
     return state
 
 
-def is_alive(pid: object, host: object) -> bool:
-    """Whether that process is there; of another machine's nothing is known, so yes."""
+def is_alive(pid: object, host: object, lock: Path) -> bool:
+    """Whether that process is there, which holds `lock` as long as it is; of another machine's nothing is known, so
+    yes. Its id alone may be another process's by now, and counts where the lock can't be looked at."""
     if host not in (None, platform.node()):
         return True
     if not isinstance(pid, int) or not 0 < pid < 2**31:
@@ -86,4 +90,23 @@ def is_alive(pid: object, host: object) -> bool:
         return False
     except PermissionError:
         pass
-    return True
+    return is_held(lock) is not False
+
+
+def is_held(lock: Path) -> bool | None:
+    """Whether a process holds it; None if that can't be told. Leaves the file as it is, and holds it for a moment."""
+    try:
+        number = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(number)
+    return False

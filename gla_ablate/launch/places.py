@@ -16,7 +16,7 @@ from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.on_ray import StartOnRay, address, cluster, share
 from gla_ablate.launch.processes import Start, starter
-from gla_ablate.launch.slots import divide
+from gla_ablate.launch.slots import divide, threads
 from gla_ablate.launch.slurm_options import CLUSTER, complete
 
 JOBS = 32  # of SLURM at a time, where nobody has said
@@ -112,9 +112,3 @@ def check_installed(package: str, extra: str | None = None) -> None:
     if importlib.util.find_spec(package) is None:
         extra = extra or package
         raise ConfigError(f"--launcher {extra}: needs {package}, which isn't installed: pip install -e '.[{extra}]'")
-
-
-def threads() -> int | None:
-    """The user's own number of threads for each trial."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else None

@@ -6,14 +6,13 @@ in it, so that there are no threads to lose. On a GPU trials are interpreters of
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, forkserver, popen_forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +23,6 @@ from gla_ablate.stamp import Code, code_state
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = ("gla_ablate.launch.preload",)
-SERVER_GONE = 255  # what multiprocessing says of a process whose server was killed
 COMMAND = (sys.executable, "-m", "gla_ablate.trial")
 
 
@@ -101,17 +99,67 @@ class Fork(EachAlone):
     waits = False
 
     def __init__(self) -> None:
-        self.code = code_state()  # which is what the server imports, whatever is edited later
-        os.environ.update(surroundings())  # which the server has for good from its start on
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(list(PRELOADED))
-        forkserver.ensure_running()
+        os.environ.update(surroundings())
+        forkserver.set_forkserver_preload(list(PRELOADED))
+        if SERVED and [server()._forkserver_pid, dict(os.environ), code_state()] != SERVED:
+            stop_server()  # an earlier call's, whose environment the trials would have, and whose code
+        self.ensure_server()
 
     def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> Process:
-        process = self.context.Process(target=run, args=(str(home), slot, log.name, self.code))
+        self.ensure_server()
+        process = ForkedProcess(target=run, args=(str(home), slot, log.name, SERVED[2]))
+        wake()
         with no_main():
             process.start()
         return Forked(process)
+
+    def ensure_server(self) -> None:
+        forkserver.ensure_running()
+        if SERVED[:1] != [server()._forkserver_pid]:  # a new one, perhaps in place of one that was killed
+            SERVED[:] = [server()._forkserver_pid, dict(os.environ), code_state()]
+
+
+# Of this process's server: its process id, its environment, and the code that it imports, whatever is edited later.
+SERVED: list[Any] = []
+
+
+def server() -> Any:
+    """multiprocessing's own, of which there is one a process."""
+    return forkserver._forkserver
+
+
+def stop_server() -> None:
+    """End the server if there is one; no trial of its is left."""
+    if server()._forkserver_pid is not None:
+        os.kill(server()._forkserver_pid, signal.SIGKILL)  # it may be importing, or stopped
+        server()._stop()
+
+
+def wake() -> None:
+    """Let the server go on if somebody has stopped it (SIGSTOP): else it would neither fork nor say how a trial ended,
+    and what asks for that waits forever."""
+    if server()._forkserver_pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(server()._forkserver_pid, signal.SIGCONT)
+
+
+class ForkedPopen(popen_forkserver.Popen):
+    """Whose process, if its server was killed, ends by SIGKILL as the server did; multiprocessing makes an exit code of
+    it, 255, that a trial can have by itself."""
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if self.returncode is None and connection.wait([self.sentinel], 0 if flag == os.WNOHANG else None):
+            try:
+                self.returncode = forkserver.read_signed(self.sentinel)
+            except (OSError, EOFError):
+                self.returncode = -signal.SIGKILL
+        return self.returncode
+
+
+class ForkedProcess(ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return ForkedPopen(process_obj)
 
 
 @contextmanager
@@ -131,8 +179,8 @@ class Forked(Here):
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        code = self.process.exitcode
-        self.returncode = -signal.SIGKILL if code == SERVER_GONE else code
+        wake()
+        self.returncode = self.process.exitcode
         return self.returncode
 
     def terminate(self) -> None:
@@ -167,10 +215,9 @@ def run(home: str, slot: dict[str, str], log: str, code: Code) -> None:
 def let_go_of_the_server() -> None:
     """The server ends, and its trials with it, once nobody holds the other end of a pipe; multiprocessing gives that to
     every child, so that each could start more."""
-    server: Any = forkserver._forkserver
-    if server._forkserver_alive_fd is not None:
-        os.close(server._forkserver_alive_fd)
-        server._forkserver_alive_fd = None
+    if server()._forkserver_alive_fd is not None:
+        os.close(server()._forkserver_alive_fd)
+        server()._forkserver_alive_fd = None
 
 
 def starter(slots: list[dict[str, str]]) -> Start:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from gla_ablate.errors import ConfigError
 
@@ -21,11 +22,24 @@ def gpus() -> list[str]:
     return named[:count] if named else [str(i) for i in range(count)]
 
 
+def threads() -> int | None:
+    """The user's own number of threads for each trial; of a list, as OpenMP takes one, the first counts. Raises
+    `ConfigError` for anything else, which each trial would fail of, or read in a way of its own."""
+    given = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not given:
+        return None
+    first, *inner = (number.strip() for number in given.split(","))
+    if not all(re.fullmatch("0*[1-9][0-9]{0,5}", number) for number in (first, *inner)):
+        raise ConfigError(f"OMP_NUM_THREADS: got {given!r}, takes a whole number from 1")
+    return int(first)
+
+
 def divide(jobs: int | None, per_gpu: int | None = None) -> list[dict[str, str]]:
     """The environment of each of `jobs` slots: a GPU where there are any, in turn, and an equal share of the cores.
 
     By default `per_gpu` (1) slots a GPU, or without GPUs two in all (one on a single core). An `OMP_NUM_THREADS` of the
-    user's stands. Raises `ConfigError` for a `per_gpu` that the GPUs here don't allow: none, or fewer slots than jobs.
+    user's stands. Raises `ConfigError` for a `per_gpu` that the GPUs here don't allow: none, or fewer slots than jobs,
+    and for an `OMP_NUM_THREADS` that is no number.
     """
     devices = gpus()
     if per_gpu and not devices:
@@ -33,8 +47,8 @@ def divide(jobs: int | None, per_gpu: int | None = None) -> list[dict[str, str]]
     if per_gpu and jobs and jobs > per_gpu * len(devices):
         raise ConfigError(f"--jobs: got {jobs}, more than --per-gpu {per_gpu} on {len(devices)} GPUs")
     count = jobs or len(devices) * (per_gpu or 1) or min(2, cores())
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
-    slots = [{"OMP_NUM_THREADS": threads} for _ in range(count)]
+    each = threads() or max(1, cores() // count)
+    slots = [{"OMP_NUM_THREADS": str(each)} for _ in range(count)]
     for i, slot in enumerate(slots):
         if devices:
             slot["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
@@ -49,5 +63,4 @@ def device_of(slot: dict[str, str]) -> str:
 
     if "CUDA_VISIBLE_DEVICES" in slot:
         return device_name(torch.device("cuda"))
-    threads = slot["OMP_NUM_THREADS"]
-    return cpu_name(int(threads) if threads.isdigit() else torch.get_num_threads())
+    return cpu_name(int(slot["OMP_NUM_THREADS"]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from gla_ablate.status import STATUSES, read_json, write_json
+
+USUAL = 1e15  # above any count, of seconds or steps, say
 
 
 @dataclass
@@ -38,8 +39,9 @@ class State:
     def makes_sense(self) -> bool:
         numbers = [self.step, self.max_steps, self.seconds, self.trained, self.first_step]
         numbers += [x for x in (self.loss, self.tokens_per_s, self.setup) if x is not None]
-        finite = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
-        return self.status in STATUSES and finite
+        usual = all(isinstance(x, int | float) and -USUAL < x < USUAL for x in numbers)
+        texts = all(x is None or isinstance(x, str) for x in (self.reason, self.started, self.updated, self.host))
+        return self.status in STATUSES and usual and texts
 
     def write(self, folder: Path) -> None:
         write_json(folder / "status.json", asdict(self))

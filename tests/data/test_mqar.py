@@ -119,6 +119,7 @@ def test_the_source_says_what_a_model_needs_to_know():
         ({"pairs": 0}, r"data\.pairs.*0"),
         ({"pairs": 17}, r"data\.seq_len.*64.*68"),
         ({"vocab_size": 8}, r"data\.vocab_size.*8.*10"),
+        ({"vocab_size": 10**17}, r"data\.vocab_size.*at most"),
         ({"power": 0}, r"data\.power"),
         ({"train_examples": 10}, r"data\.train_examples.*10.*64"),
         ({"pair": 4}, r"data\.pair:.*did you mean 'pairs'"),

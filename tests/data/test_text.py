@@ -107,6 +107,7 @@ def test_options_that_change_the_rows_are_another_cache_entry(write, change):
         ({"files": ["here.txt"], "encoding": "utf-8"}, r"data\.encoding.*no such option"),
         ({"files": ["."]}, r"data\.files\[0\].*no file"),
         ({"files": ["dangling.md"]}, r"data\.files\[0\].*cannot read"),
+        ({"files": ["/dev/zero"]}, r"data\.files\[0\].*cannot read"),
     ],
 )
 def test_wrong_options_name_their_key(write, tmp_path, monkeypatch, options, message):

@@ -1,6 +1,7 @@
 """`python run.py RUN_FOLDER`: a trial without its experiment."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from filelock import FileLock
 
 from gla_ablate import stamp
 from gla_ablate.cli import main
+from gla_ablate.config import resolve, write_config
 from gla_ablate.launch.again import changes, compare
 
 TINY = (
@@ -58,11 +60,64 @@ def test_a_trial_runs_again_from_its_folder_and_what_belongs_to_the_grid_no_more
     assert (home / "result.json").exists()
 
 
-@pytest.mark.parametrize("given", [["a=b"], ["--dry-run"], ["--status"], ["--report"]])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "a=b",
+        "--dry-run",
+        "--status",
+        "--report",
+        "--jobs 4",
+        "--per-gpu 2",
+        "--out x",
+        "--retry-failed",
+        "--fail-fast",
+        "--list-gates",
+        "--launcher ray",
+    ],
+)
 def test_what_makes_no_sense_for_one_trial_is_refused(given, tmp_path, capsys):
     (tmp_path / "config.yaml").touch()
-    assert main([str(tmp_path), *given]) == 2
-    assert "a trial's folder" in capsys.readouterr().err
+    assert main([str(tmp_path), *given.split()]) == 2
+    name = "key=value" if given == "a=b" else given.split()[0]
+    assert f"error: {name}: a trial's folder" in capsys.readouterr().err
+
+
+def test_a_trial_from_its_folder_starts_again_as_often_as_asked_and_not_unless_frozen_code(
+    tmp_path, monkeypatch, capsys
+):
+    given = {}
+    monkeypatch.setattr("gla_ablate.launch.again.run_trials", lambda *_, **options: given.update(options) or True)
+    write_config(resolve({"data": {"name": "mqar"}}), tmp_path / "config.yaml")
+    before = os.getcwd()
+    (tmp_path / "stamp.json").write_text(json.dumps({"folder": str(tmp_path)}))
+    assert main([str(tmp_path), "--max-retries", "3"]) == 130
+    assert given == {"max_retries": 3}
+    assert os.getcwd() == before
+    monkeypatch.setattr(stamp, "git_state", lambda _: {"sha": "a", "dirty": True})
+    assert main([str(tmp_path), "--frozen"]) == 2
+    assert "--frozen: there are changes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"folder": 3, "git": "a", "versions": [], "machine": 3},
+        {"folder": "\0", "git": [], "versions": "a", "machine": {"threads": 0}},
+        {"folder": "x" * 10_000, "versions": {"numpy": 3}, "machine": {"threads": True}},
+    ],
+    ids=str,
+)
+def test_a_damaged_stamp_is_no_hindrance(damaged, tmp_path, monkeypatch):
+    slots = []
+    monkeypatch.setattr(
+        "gla_ablate.launch.again.run_trials", lambda _, __, given, *___, **____: slots.extend(given) or True
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    write_config(resolve({"data": {"name": "mqar"}}), tmp_path / "config.yaml")
+    (tmp_path / "stamp.json").write_text(json.dumps(damaged))
+    assert main([str(tmp_path)]) == 130
+    assert int(slots[0]["OMP_NUM_THREADS"]) == len(os.sched_getaffinity(0))
 
 
 def test_a_folder_that_is_no_trials_or_is_in_use_is_refused(tmp_path, capsys):
@@ -143,3 +198,12 @@ def test_metrics_that_differ_are_told_with_how_much():
     said: list[str] = []
     compare({"metrics": {"val/loss": 2.0, "lr": 1.0}}, {"metrics": {"val/loss": 2.5, "lr": 2.0}}, said.append)
     assert said == ["val/loss: 2 then, 2.5 now, off by 0.5"]
+
+
+def test_metrics_that_are_none_are_left_out():
+    said: list[str] = []
+    compare(
+        {"metrics": {"val/loss": "2", "val/ppl": None}}, {"metrics": {"val/loss": 2.5, "val/ppl": 1.0}}, said.append
+    )
+    compare({"metrics": [1]}, {}, said.append)
+    assert said == []

@@ -72,7 +72,15 @@ def test_the_others_take_what_their_operations_would_at_the_pace_so_far():
 
 def test_the_past_is_what_finished_on_such_a_device(tmp_path):
     good = {"flops_per_token": 1e6, "tokens": 1000, "steps": 10, "seconds": 12.0, "setup": 2.0, "device": "cpu"}
-    damaged = [good | {"device": "another"}, good | {"tokens": 0}, {**good, "seconds": "long"}, {"device": "cpu"}, []]
+    damaged = [
+        good | {"seconds": 10**400},
+        good | {"seconds": float("inf")},
+        good | {"device": "another"},
+        good | {"tokens": 0},
+        {**good, "seconds": "long"},
+        {"device": "cpu"},
+        [],
+    ]
     for i, result in enumerate([good, *damaged]):
         (tmp_path / "grid" / str(i)).mkdir(parents=True)
         (tmp_path / "grid" / str(i) / "result.json").write_text(json.dumps(result))

@@ -203,6 +203,19 @@ def test_nothing_is_written_where_a_link_leads(launch, tmp_path):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_what_stands_in_place_of_a_trial_s_own_files_is_put_aside(launch, tmp_path):
+    home = launch.folder / "good"
+    for name in ("log.txt", "trial.lock", "config.yaml", "status.json"):
+        (home / name / "kept").mkdir(parents=True)
+    launch("good")
+    assert launch.state("good").status == "finished" and len(list(home.glob("*.damaged/kept"))) == 4
+    for name in ("log.txt", "trial.lock"):
+        (launch.folder / "good-linked").mkdir(exist_ok=True)
+        (launch.folder / "good-linked" / name).symlink_to(tmp_path / "elsewhere")
+    launch("good-linked")
+    assert launch.state("good-linked").status == "finished" and not (tmp_path / "elsewhere").exists()
+
+
 def test_a_grid_that_is_to_fail_fast_ends_with_the_first_failure(launch):
     began = time.monotonic()
     assert launch("polite", "raises", "good", fail_fast=True) is False

@@ -54,6 +54,9 @@ def fork(monkeypatch):
     return Fork()
 
 
+VARIABLE = "GLA_ABLATE_OF_A_TEST"
+
+
 def stand_in(home: str, slot: dict[str, str], log: str, code: Code) -> None:
     import gla_ablate.trial
 
@@ -62,12 +65,14 @@ def stand_in(home: str, slot: dict[str, str], log: str, code: Code) -> None:
         threads, parent = os.environ["OMP_NUM_THREADS"], int(os.environ["GLA_ABLATE_PARENT"])
         note = {"pid": os.getpid(), "session": os.getsid(0), "threads": threads, "parent": parent}
         gla_ablate.trial.die_with_parent()
-        (folder / "note.json").write_text(json.dumps(note | {"lightning": "lightning" in sys.modules}))
+        (folder / "note.json").write_text(
+            json.dumps(note | {"lightning": "lightning" in sys.modules, "variable": os.environ.get(VARIABLE)})
+        )
         print("printed")
         os.write(2, b"to the descriptor\n")
         if folder.name == "waits":
             time.sleep(60)
-        return 7
+        return int(folder.name) if folder.name.isdigit() else 7
 
     gla_ablate.trial.main = trial
     real_run(home, slot, log, code)
@@ -126,6 +131,32 @@ def test_a_killed_server_takes_its_trials_with_it_and_the_next_trial_gets_anothe
         time.sleep(0.02)
     again = begin(fork, tmp_path / "ends")
     assert ended(again) == 7 and note_of(tmp_path / "ends")["parent"] != note["parent"]
+
+
+def test_an_exit_code_of_255_is_the_trials_own(fork, tmp_path):
+    assert ended(begin(fork, tmp_path / "255")) == 255
+
+
+def test_a_server_that_was_stopped_goes_on(fork, tmp_path):
+    first = begin(fork, tmp_path / "waits")
+    server = note_of(tmp_path / "waits")["parent"]
+    os.kill(server, signal.SIGSTOP)
+    first.kill()
+    assert ended(first) == -signal.SIGKILL
+    os.kill(server, signal.SIGSTOP)
+    assert ended(begin(fork, tmp_path / "7")) == 7 and note_of(tmp_path / "7")["parent"] == server
+
+
+def test_trials_have_the_environment_of_the_call_that_starts_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "run", stand_in)
+    notes = []
+    for i, value in enumerate(["one", "one", "two", None]):
+        monkeypatch.setenv(VARIABLE, value) if value else monkeypatch.delenv(VARIABLE)
+        assert ended(begin(Fork(), tmp_path / str(i))) == i
+        notes.append(note_of(tmp_path / str(i)))
+    assert [note["variable"] for note in notes] == ["one", "one", "two", None]
+    servers = [note["parent"] for note in notes]
+    assert servers[0] == servers[1] and len(set(servers)) == 3  # what it has imported may depend on it
 
 
 LAUNCHER = """

@@ -64,3 +64,17 @@ def test_the_users_number_of_threads_stands(machine, monkeypatch):
     machine(8)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert slots.divide(2) == [{"OMP_NUM_THREADS": "5"}] * 2
+
+
+@pytest.mark.parametrize(("given", "threads"), [("5", 5), (" 3 ", 3), ("4,2", 4), ("", None)])
+def test_a_list_of_threads_counts_by_its_first(monkeypatch, given, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert slots.threads() == threads
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "abc", "2.5", "²", "4,", "4,x", "9999999"])
+def test_a_number_of_threads_that_is_none_is_refused(machine, monkeypatch, given):
+    machine(8)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    with pytest.raises(ConfigError, match=f"OMP_NUM_THREADS: got '{given}', takes a whole number from 1"):
+        slots.divide(2)

@@ -1,0 +1,100 @@
+"""What an experiment says of its own grid, checked when it is loaded: each begins its message with the key."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gla_ablate.config import merge
+from gla_ablate.errors import ConfigError, nearest
+from gla_ablate.grid import MISSING, Axis, lookup, matches, points, spell
+from gla_ablate.interpolation import Interpolate
+from gla_ablate.pairing import Pairing, filled
+
+METRICS = (
+    "val/loss",
+    "val/ppl",
+    "val/bpb",
+    "val/accuracy",
+    "train/loss",
+    "train/grad_norm",
+    "train/tokens_per_s",
+    "lr",
+)
+
+
+def check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
+        raise ConfigError(
+            f"name: got {name!r}, takes letters, digits, '-', '_' and '.', and stays in the output folder"
+        )
+
+
+def check_metric(tag: str) -> None:
+    if tag not in METRICS and not re.fullmatch(r"gate/layer\d+/head\d+/\w+", tag):
+        raise ConfigError(
+            f"report.metric: no such metric {tag!r}{nearest(tag, METRICS)} (valid: {', '.join(METRICS)}, gate/…)"
+        )
+
+
+def check_seeds(seeds: list[int]) -> list[int]:
+    if not seeds:
+        raise ConfigError("seeds: empty list, takes at least one")
+    for i, seed in enumerate(seeds):
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seeds[{i}]: got {seed}, takes a whole number from 0 to 4294967295")
+        if seed in seeds[:i]:
+            raise ConfigError(f"seeds: {seed} stands twice")
+    return seeds
+
+
+def check_conditions(
+    values: dict[str, Any],
+    axes: list[Axis],
+    exclude: list[dict[str, Any]],
+    baseline: dict[str, Any],
+    interpolate: Interpolate,
+) -> None:
+    """Every entry of `exclude` and the baseline hit some point of the grid as it stands in the file, the baseline by
+    values as they are written there, which is what the report compares."""
+    conditions = {f"exclude[{i}]": condition for i, condition in enumerate(exclude)}
+    if baseline:
+        conditions["report.baseline"] = baseline
+    grid = [interpolate(merge(values, point)) for point in points(axes)] if conditions else []
+    for where, condition in conditions.items():
+        for key in condition:
+            if all(lookup(point, key) is MISSING for point in grid):
+                known = {k for point in grid for k in dotted(point)}
+                raise ConfigError(f"{where}.{key}: no such key{nearest(key, known)}")
+        if not any(matches(point, condition) for point in grid):
+            raise ConfigError(f"{where}: {{{spell(condition)}}} matches no point of the grid")
+    if baseline:
+        pairing, laid = Pairing([], baseline), zip(points(axes), grid, strict=True)
+        if not any(pairing.is_one(filled(point, baseline, functools.partial(dict, v))) for point, v in laid):
+            raise ConfigError(f"report.baseline: {{{spell(baseline)}}} is no point as the grid writes it")
+
+
+def check_best_over(best_over: list[str], baseline: dict[str, Any], factors: list[str]) -> None:
+    """What each variant is at its best over is varied by the grid, and is not what the baseline fixes."""
+    where = "report.best_over"
+    fixed = dotted(baseline)
+    for i, key in enumerate(best_over):
+        if key not in factors:
+            varied = ", ".join(factors) or "nothing"
+            raise ConfigError(f"{where}: the grid doesn't vary {key!r}{nearest(key, factors)} (it varies: {varied})")
+        if key in best_over[:i]:
+            raise ConfigError(f"{where}: {key} stands twice")
+        if any(other == key or other.startswith(f"{key}.") for other in fixed):
+            raise ConfigError(f"{where}: report.baseline fixes {key}, the best of which is to be found")
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """All dotted keys of nested mappings, those of the mappings included."""
+    keys = []
+    for key, value in values.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            keys += dotted(value, f"{prefix}{key}.")
+    return keys
