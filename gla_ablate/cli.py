@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="in every trial; it fixes an axis of the grid"
     )
-    parser.add_argument("--jobs", type=_from(1), help="trials at a time (default: one per GPU, else 2)")
+    parser.add_argument("--jobs", type=_from(1), help="trials at a time (default: one per GPU, else 2; 32 of SLURM's)")
     parser.add_argument("--per-gpu", type=_from(1), metavar="N", help="trials at a time on each GPU (default: 1)")
     parser.add_argument(
         "--launcher",

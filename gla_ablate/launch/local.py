@@ -25,7 +25,7 @@ from gla_ablate.trial import DISK_FULL, is_finished
 POLL = 0.1  # seconds between looks at the processes
 GRACE = 30.0  # seconds from SIGTERM to SIGKILL: a trial may be writing a checkpoint
 SHOWN = 5  # lines of the log of a trial that failed
-LOSSES = 3  # how often a trial starts again whose node was lost, say
+LOSSES = 3  # how often a trial starts again whose node was lost, say, without a step further than before
 
 
 @dataclass
@@ -126,13 +126,13 @@ def run_trials(
     keep `view` informed.
 
     A trial that fails doesn't disturb the others; with `fail_fast` it ends them, as a signal does. One that was killed
-    runs again, up to `max_retries` times; one that was lost with its node, up to `LOSSES` times. SIGINT or SIGTERM
-    interrupts the running ones and starts no more. Returns whether it came to that; how each trial ended stands in its
-    folder.
+    runs again, up to `max_retries` times; one that was lost with its node, up to `LOSSES` times in a row. SIGINT or
+    SIGTERM interrupts the running ones and starts no more. Returns whether it came to that; how each trial ended stands
+    in its folder.
     """
     queue, free, running = deque(todo), list(slots), list[Running]()
     retries = dict.fromkeys((trial.id for trial in todo), max_retries)
-    losses = dict.fromkeys(retries, LOSSES)
+    losses, reached = dict.fromkeys(retries, LOSSES), dict.fromkeys(retries, 0)
     failed, deadline = False, float("inf")
     with stop_on_signals() as stop, none_alone(running, start):
         while running or (queue and not (stop or failed)):
@@ -161,6 +161,8 @@ def run_trials(
                 log = last_lines(home / "log.txt", shown, ended.log_from)
                 view.ended(ended.trial, state, log)
                 left = losses if ended.process.again else retries
+                if ended.process.again and state.step > reached[ended.trial.id]:
+                    reached[ended.trial.id], losses[ended.trial.id] = state.step, LOSSES
                 if state.status == "killed" and left[ended.trial.id] and not (stop or failed):
                     left[ended.trial.id] -= 1
                     with suppress(OSError):
@@ -169,10 +171,10 @@ def run_trials(
                 elif state.status in FAILED:
                     failed = failed or fail_fast
             if (stop or failed) and deadline == float("inf"):
+                view.stopping(sum(r.process.begun for r in running))
                 start.terminate([r.process for r in running])
                 deadline = time.monotonic() + GRACE
                 running[:] = [r for r in running if r.process.begun]
-                view.stopping(len(running))
             if stop.count + failed > 1 or time.monotonic() > deadline:
                 start.kill([r.process for r in running])
             view.tick({r.trial.id: State.read(folder / r.trial.id) for r in running if r.shown})

@@ -26,7 +26,7 @@ from gla_ablate.errors import ConfigError
 from gla_ablate.launch.local import is_locked
 from gla_ablate.launch.processes import Process, Start, surroundings
 from gla_ablate.launch.slurm_job import NOTE, TrialJob
-from gla_ablate.launch.slurm_options import CLUSTER
+from gla_ablate.launch.slurm_options import CLUSTER, not_for_jobs
 from gla_ablate.launch.slurm_queue import EVERY, LocalQueue, Queue, SlurmQueue
 from gla_ablate.launch.state import State
 from gla_ablate.status import read_json, write_json
@@ -40,6 +40,7 @@ ELSEWHERE = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED")  # states of a jo
 APART = 1.0  # seconds between jobs that are submitted one by one, so that the others are watched meanwhile
 PATIENCE = 60.0  # seconds after sbatch refused one: the controller may be busy, or the user's jobs too many
 REFUSALS = 10  # in a row, with no other job under way, after which a trial counts as lost
+SKEW = 60.0  # seconds by which the clocks of a cluster may differ
 GENERIC = {"time": "timeout_min", "cpus_per_task": "cpus_per_task", "gpus_per_node": "gpus_per_node"}  # to submitit
 
 
@@ -57,6 +58,7 @@ class StartOnSlurm(Start):
         self.watched: list[OnSlurm] = []
         self.lingering: list[str] = []  # jobs that scancel didn't cancel
         self.refused, self.not_before = 0, -math.inf
+        self.foreign = not_for_jobs(os.environ, options)
         self.executor = submitit.AutoExecutor(self.folder, cluster=self.cluster, slurm_max_num_timeout=TIMEOUTS)
         self.executor.update_parameters(
             name=f"gla-{folder.name}",
@@ -82,10 +84,11 @@ class StartOnSlurm(Start):
         """As arrays. Where sbatch refuses one, since a user may submit so many jobs only, say, half as large ones; what
         it doesn't take now is for later. Raises `ConfigError` with what sbatch says where no job is under way at all.
         """
-        arrays = [list(homes[i : i + ARRAY]) for i in range(0, len(homes), ARRAY)]
+        at_once = max(1, self.count - len(self.submitted))  # beside those that an earlier run.py submitted
+        arrays = [list(homes[i : i + ARRAY]) for i in range(0, len(homes), ARRAY)][:at_once]
         while arrays:
             array = arrays.pop(0)
-            self.executor.update_parameters(slurm_array_parallelism=max(1, self.count * len(array) // len(homes)))
+            self.executor.update_parameters(slurm_array_parallelism=max(1, at_once * len(array) // len(homes)))
             try:
                 self.submit(array, slot)
             except ConfigError:
@@ -103,19 +106,19 @@ class StartOnSlurm(Start):
         now = time.time()
         with undisturbed() if self.cluster != "local" else nullcontext():  # whose jobs are processes that inherit it
             try:
-                with redirect_stderr(StringIO()), self.executor.batch():  # submitit prints what sbatch does
+                with without(self.foreign), redirect_stderr(StringIO()), self.executor.batch():  # it prints sbatch's
                     jobs = [self.executor.submit(call) for call in calls]
             except (FailedJobError, FailedSubmissionError) as error:
                 raise ConfigError(f"--launcher slurm: sbatch refused: {' '.join(str(error).split())}") from error
+            self.submitted.update(zip(homes, jobs, strict=True))
             for home, job in zip(homes, jobs, strict=True):
-                if self.cluster == "local":  # where a job's number is a process's, which may have been another's
-                    remove_older(job.paths.result_pickle, now)
+                remove_older(job.paths.result_pickle, now - SKEW * (self.cluster != "local"))
                 write_json(home / NOTE, {"job": job.job_id, "cluster": self.cluster})
-                self.submitted[home] = job
 
     def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> OnSlurm | Refused | None:
         if home not in self.submitted:
-            if time.monotonic() < self.not_before:
+            outside = self.cluster != "local" and len(self._under_way()) + len(self.submitted) >= self.count
+            if outside or time.monotonic() < self.not_before:
                 return None
             try:
                 self.submit([home], slot)
@@ -130,9 +133,9 @@ class StartOnSlurm(Start):
 
     def _put_off(self, why: str) -> Refused | None:
         """For some time, unless it has been long and nothing ends that it could wait for."""
-        self.refused, self.not_before = self.refused + 1, time.monotonic() + PATIENCE
-        hopeless = self.refused >= REFUSALS and not self._under_way() and not self.submitted
-        return Refused(why) if hopeless else None
+        self.not_before = time.monotonic() + PATIENCE
+        self.refused = 0 if self._under_way() or self.submitted else self.refused + 1
+        return Refused(why) if self.refused >= REFUSALS else None
 
     def _under_way(self) -> list[OnSlurm]:
         return [process for process in self.watched if process.returncode is None]
@@ -180,9 +183,8 @@ class OnSlurm(Process):
             return self.returncode
         self._seen = time.monotonic()
         self.begun = self.begun or State.read(self.home).status != "queued"
-        result = self.job.paths.result_pickle
-        if result.exists():
-            outcome, value = pickle.loads(result.read_bytes())
+        if result := self._result():
+            outcome, value = result
             if outcome == "success":
                 self._ended(value)
             else:
@@ -196,6 +198,13 @@ class OnSlurm(Process):
             self.again = state.startswith(ELSEWHERE)
             self._ended(1, f"its job {self.job.job_id} ended without a result{state and f': {state}'}")
         return self.returncode
+
+    def _result(self) -> tuple[str, Any] | None:
+        """What submitit has written, once it is there as a whole."""
+        try:
+            return pickle.loads(self.job.paths.result_pickle.read_bytes())
+        except (OSError, EOFError, pickle.UnpicklingError):
+            return None
 
     def _is_gone(self) -> bool:
         """Whether the queue has not known the job for some time."""
@@ -237,6 +246,16 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
         for late in came:
             signal.raise_signal(late)
+
+
+@contextmanager
+def without(names: Sequence[str]) -> Iterator[None]:
+    """Variables of the environment, in here."""
+    taken = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def remove_older(path: Path, than: float) -> None:

@@ -91,11 +91,10 @@ class Slurm:
         try:
             if self.options[CLUSTER] == "slurm":
                 start.submit_all(new, slots[0])
+            todo.sort(key=lambda trial: folder / trial.id not in start.submitted)  # the others wait for their turn
             yield Place(start, slots, count, " as jobs" + f", {found} of them submitted before" * (found > 0))
-        except KeyboardInterrupt:  # before anybody watches them
-            start.cancel()
-            raise
         finally:
+            start.cancel()  # those that nobody has begun to watch
             if start.lingering:
                 jobs = " ".join(ranges(start.lingering))
                 print(f"scancel failed, so these jobs may go on; the same command finds them: {jobs}", file=sys.stderr)

@@ -1,5 +1,5 @@
-"""`--slurm key=value`: what may be asked of sbatch for each trial's job. What isn't here, sbatch takes from `SBATCH_…`
-variables of the environment."""
+"""`--slurm key=value`: what may be asked of sbatch for each trial's job. What isn't asked here, sbatch takes from
+`SBATCH_…` variables of the environment."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ CLUSTER = "cluster"  # slurm, or local: submitit's stand-in on this machine
 TAKEN = (*NUMBERS, *WORDS, CLUSTER)
 MINUTES = 240  # of a job, after which it is requeued and goes on
 DELAY = 90  # seconds before that in which a trial is told to save
+EARLY = 60  # seconds by which SLURM may tell it even earlier
+OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")  # beginnings of variables
+SBATCH = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE", "array": "ARRAY_INX"}  # names of variables that differ
 
 
 def slurm_option(text: str) -> tuple[str, Any]:
@@ -39,9 +42,20 @@ def complete(given: Iterable[tuple[str, Any]], threads: int | None) -> dict[str,
     """The options with what isn't given: the time, and a CPU for each of the trial's `threads`. Raises `ConfigError`
     for jobs that would be told to save before they begin."""
     options = {"time": MINUTES, "signal_delay_s": DELAY, "cpus_per_task": threads or 1, CLUSTER: "slurm", **dict(given)}
-    if 60 * options["time"] <= options["signal_delay_s"]:
+    if 60 * options["time"] <= options["signal_delay_s"] + EARLY:
         raise ConfigError(
-            f"--slurm time: got {options['time']} minutes, which is no more than signal_delay_s "
-            f"({options['signal_delay_s']} s), so a trial would be told to save and end at once"
+            f"--slurm time: got {options['time']} minutes, so a trial might be told to save and end at once, "
+            f"signal_delay_s ({options['signal_delay_s']}) and up to {EARLY} seconds before its time is up"
         )
     return options
+
+
+def not_for_jobs(environment: Iterable[str], options: Iterable[str]) -> list[str]:
+    """Which variables jobs must not inherit: those of a job that run.py itself runs in, whose resources they aren't to
+    have, and of sbatch's, which go before what a script asks for, those of the `options` and of what every job has."""
+    asked = {f"SBATCH_{SBATCH.get(key, key.upper())}" for key in (*options, "array", "signal", "requeue", "no_requeue")}
+    return [
+        name
+        for name in environment
+        if name in asked or (name.startswith(OF_A_JOB) and name not in ("SLURM_CONF", "SLURM_CLUSTERS"))
+    ]

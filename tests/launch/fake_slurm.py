@@ -130,7 +130,11 @@ def scontrol(_: str, id: str) -> None:
 
 
 def sacct(*arguments: str) -> None:
-    print(state(arguments[-1]))
+    with (jobs() / "sacct").open("a") as calls:
+        print(*arguments, file=calls)
+    for id in ids():
+        if id.partition("_")[0] == arguments[-1]:
+            print(f"{id}|{state(id)}")
 
 
 def tell(id: str, number: int) -> None:

@@ -1,11 +1,13 @@
 """The launcher with small stand-ins for the trial: scripts that behave as trials do, well or badly."""
 
+import itertools
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -288,8 +290,8 @@ def test_a_trial_that_ends_while_its_folder_is_prepared_is_left_as_it_ended(laun
 class Elsewhere:
     """A process of another machine's: it waits for a place, and is lost once it has one that isn't to be had."""
 
-    def __init__(self, home: Path, gets_a_place: bool) -> None:
-        self.home, self.gets_a_place = home, gets_a_place
+    def __init__(self, home: Path, gets_a_place: bool, step: int) -> None:
+        self.home, self.gets_a_place, self.step = home, gets_a_place, step
         self.returncode, self.begun, self.ended_by, self.again = None, False, None, False
         (home / "ready").touch()
 
@@ -298,7 +300,7 @@ class Elsewhere:
             self.returncode, self.ended_by, self.again = -9, "its node was lost", True
         elif self.gets_a_place:
             self.begun = True
-            State("interrupted", step=3, max_steps=9).write(self.home)  # as its end is told there
+            State("interrupted", step=self.step, max_steps=9).write(self.home)  # as its end is told there
         return self.returncode
 
     def terminate(self) -> None:
@@ -310,14 +312,14 @@ class Elsewhere:
 class StartElsewhere(EachAlone):
     waits = False
 
-    def __init__(self, gets_a_place: bool = True) -> None:
-        self.gets_a_place, self.started, self.asked = gets_a_place, [], 0
+    def __init__(self, gets_a_place: bool = True, steps: Iterable[int] = itertools.repeat(3)) -> None:
+        self.gets_a_place, self.steps, self.started, self.asked = gets_a_place, iter(steps), [], 0
 
     def __call__(self, home: Path, slot: dict[str, str], log: Any) -> Elsewhere | None:
         self.asked += 1
         if self.asked % 2:
             return None  # not now
-        self.started.append(Elsewhere(home, self.gets_a_place))
+        self.started.append(Elsewhere(home, self.gets_a_place, next(self.steps)))
         return self.started[-1]
 
 
@@ -327,6 +329,12 @@ def test_a_lost_trial_starts_again_so_many_times_beside_those_that_were_killed(l
     assert len(start.started) == 1 + LOSSES and launch.printed.count("started      lost") == 1 + LOSSES
     assert (launch.state("lost").status, launch.state("lost").reason) == ("killed", "its node was lost")
     assert launch.state("lost").step == 3
+
+
+def test_a_lost_trial_that_came_further_starts_again_as_often_as_before(launch):
+    start = StartElsewhere(steps=[2, 2, 2, 7, 7, 7, 7])
+    assert launch("lost", start=start) is False
+    assert len(start.started) == 7 and launch.state("lost").step == 7
 
 
 def test_a_trial_that_waits_for_a_place_is_not_shown_as_started_and_is_taken_back(launch, signals):

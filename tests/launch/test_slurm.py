@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,15 @@ SLURM = ("--launcher", "slurm", "--jobs", "2", "--slurm", "partition=small", "--
 
 
 @pytest.fixture
-def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
     monkeypatch.setattr(plugins, "_sha256", {})
-    return write_grid(tmp_path)
+    yield write_grid(tmp_path)
+    mark = f"GLA_TEST_PAUSE={tmp_path / PAUSE}\0".encode()
+    for process in Path("/proc").glob("[0-9]*"):  # what a test that failed has left, stopped perhaps
+        with suppress(OSError):
+            if mark in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -177,6 +184,21 @@ def test_jobs_of_slurm_s_are_taken_up_and_cancelled(slurm: None, grid: Path) -> 
     assert len((grid / "jobs" / "scancel").read_text().splitlines()) == 1
     assert sorted(State.read(home).status for home in trials(grid / "runs")) == ["interrupted", "queued"]
     wait_for(lambda: not alive(pid), 10)
+
+
+def test_what_sbatch_refuses_beside_a_job_that_was_taken_up_does_not_keep_it_from_being_cancelled(
+    slurm: None, grid: Path
+) -> None:
+    first = run(grid, "grid.yaml", LONG, *SLURM, "seeds=[1]")
+    wait_for(lambda: training(grid / "runs", 0) or first.poll() is not None)
+    first.kill()
+    first.wait()
+    second = run(grid, "grid.yaml", LONG, *SLURM, "--slurm", "partition=closed")
+    assert "1 of them submitted before" in first_lines(second, 2)
+    second.send_signal(signal.SIGINT)
+    out, _ = second.communicate(timeout=60)
+    assert second.returncode == 130, out
+    assert {fake_slurm.state(id) for id in fake_slurm.ids()} == {"CANCELLED"}
 
 
 def test_what_sbatch_refuses_is_one_line(slurm: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,18 +2,24 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import submitit
+from filelock import FileLock
 
+from gla_ablate.config import Config
 from gla_ablate.errors import ConfigError
-from gla_ablate.launch import on_slurm, slurm_job, slurm_queue
-from gla_ablate.launch.slurm_options import CLUSTER, TAKEN, complete
+from gla_ablate.experiment import Trial
+from gla_ablate.launch import on_slurm, places, slurm_job, slurm_queue
+from gla_ablate.launch.slurm_options import CLUSTER, TAKEN, complete, not_for_jobs
 from gla_ablate.status import read_json
 from tests.launch import fake_slurm
 from tests.test_kills import wait_for
@@ -35,6 +41,8 @@ def test_a_job_that_is_gone_without_a_result_is_told_and_submitted_again_if_it_w
 ) -> None:
     monkeypatch.setattr(on_slurm, "EVERY", 0.0)
     monkeypatch.setattr(slurm_queue, "EVERY", 0.0)
+    is_done = slurm_queue.Command.is_done
+    monkeypatch.setattr(slurm_queue.Command, "is_done", lambda self, wait: is_done(self, True))
     monkeypatch.setattr(on_slurm, "LOOK", 0.0)
     process = on_slurm.OnSlurm(submitit.SlurmJob(tmp_path, "7"), tmp_path, slurm_queue.SlurmQueue())
     (tmp_path / "jobs" / "7").write_text("RUNNING")
@@ -60,6 +68,10 @@ def homes(tmp_path: Path) -> list[Path]:
     return found
 
 
+def note(home: Path, number: str) -> None:
+    (home / slurm_job.NOTE).write_text(json.dumps({"job": number, "cluster": "slurm"}))
+
+
 def begin(start: on_slurm.StartOnSlurm, home: Path) -> Any:
     with open(os.devnull, "wb") as log:
         return start(home, {}, log)
@@ -70,17 +82,20 @@ def test_what_sbatch_takes_not_all_at_once_is_submitted_later(
 ) -> None:
     monkeypatch.setattr(on_slurm, "PATIENCE", 0.0)
     monkeypatch.setattr(on_slurm, "APART", 0.0)
+    monkeypatch.setattr(start, "count", 5)
     most = tmp_path / "jobs" / "most"
     most.write_text("2")
     start.submit_all(homes, {})
     assert list(start.submitted) == homes[:2]
-    assert "#SBATCH --array=0-1%1\n" in (tmp_path / "jobs" / "last.sh").read_text()  # two of five, and so of the places
+    assert "#SBATCH --array=0-1%2\n" in (tmp_path / "jobs" / "last.sh").read_text()  # two of five, and so of the places
     processes = [begin(start, home) for home in homes[:2]]
     most.write_text("0")
     assert [begin(start, homes[2]) for _ in range(2 * on_slurm.REFUSALS)] == [None] * 2 * on_slurm.REFUSALS
     for process in processes:
         process.returncode = 0
-    lost = begin(start, homes[2])  # nothing is left to wait for
+    tries = [begin(start, homes[2]) for _ in range(on_slurm.REFUSALS)]  # nothing is left to wait for
+    assert tries[:-1] == [None] * (on_slurm.REFUSALS - 1)
+    lost = tries[-1]
     assert lost.poll() == 1 and "sbatch refused: " in lost.ended_by and "AssocMaxSubmitJobLimit" in lost.ended_by
     most.unlink()
     assert isinstance(begin(start, homes[2]), on_slurm.OnSlurm) and begin(start, homes[3]).poll() is None
@@ -129,6 +144,118 @@ def test_a_job_that_has_ended_by_itself_does_not_look_like_one_that_could_not_be
     assert start.lingering == [] and fake_slurm.state(second) == "CANCELLED"
 
 
+def test_a_job_that_completes_may_have_been_put_back_into_the_queue(slurm: None, tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "7").write_text("COMPLETING")
+    assert slurm_queue.SlurmQueue().holds(submitit.SlurmJob(tmp_path, "7"))
+
+
+def test_no_more_jobs_are_submitted_one_by_one_than_may_run(
+    start: on_slurm.StartOnSlurm, homes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_slurm, "APART", 0.0)
+    first, second = begin(start, homes[0]), begin(start, homes[1])
+    assert first and second and begin(start, homes[2]) is None
+    first.returncode = 0
+    assert begin(start, homes[2])
+
+
+def test_jobs_of_an_earlier_call_count_among_those_that_may_run(
+    start: on_slurm.StartOnSlurm, homes: list[Path], tmp_path: Path
+) -> None:
+    start.submit_all(homes[:1], {})
+    start.submit_all(homes[1:], {})
+    assert "#SBATCH --array=0-3%1\n" in (tmp_path / "jobs" / "last.sh").read_text()
+
+
+def test_of_many_arrays_no_more_are_submitted_than_trials_may_run(
+    start: on_slurm.StartOnSlurm, homes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_slurm, "ARRAY", 2)
+    start.submit_all(homes, {})
+    assert list(start.submitted) == homes[:4]
+
+
+def test_jobs_whose_notes_could_not_be_written_are_known_all_the_same(
+    start: on_slurm.StartOnSlurm, homes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(on_slurm, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        start.submit_all(homes, {})
+    start.cancel()
+    assert [fake_slurm.state(job.job_id) for job in start.submitted.values()] == ["CANCELLED"] * 5
+
+
+def test_what_is_left_when_a_place_closes_is_cancelled_and_what_is_submitted_comes_first(
+    slurm: None, homes: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "jobs" / "most").write_text("2")
+    trials = [Trial(home.name, {}, 0, Config()) for home in homes]
+    before = on_slurm.StartOnSlurm(tmp_path / "grid", complete([], None), 2)
+    before.submit_all([homes[3]], {})
+    todo = list(trials)
+    with places.Slurm(4, []).open(todo, tmp_path / "grid") as place:
+        assert [trial.id for trial in todo] == ["trial0", "trial3", "trial1", "trial2", "trial4"]
+        begin(place.start, homes[0])
+    job_of_3 = before.submitted[homes[3]].job_id
+    assert [id for id in fake_slurm.ids() if fake_slurm.state(id) == "CANCELLED"] == [job_of_3]
+    assert (homes[0] / slurm_job.NOTE).exists() and not (homes[3] / slurm_job.NOTE).exists()
+
+
+def test_the_accounting_is_asked_once_for_an_array(slurm: None, tmp_path: Path) -> None:
+    queue = slurm_queue.SlurmQueue()
+    for i, state in enumerate(("NODE_FAIL", "PREEMPTED")):
+        (tmp_path / "jobs" / f"7_{i}").write_text(state)
+    found = [queue.last_state(submitit.SlurmJob(tmp_path, f"7_{i}")) for i in range(3)]
+    assert found == ["NODE_FAIL", "PREEMPTED", ""]
+    assert len((tmp_path / "jobs" / "sacct").read_text().splitlines()) == 1
+
+
+def test_a_command_of_slurm_s_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_queue, "LONGEST", 0.2)
+    command = slurm_queue.Command("sleep", "60")
+    assert not command.is_done(wait=False)
+    began = time.monotonic()
+    assert command.is_done(wait=True) and command.printed is None and time.monotonic() - began < 10
+    assert slurm_queue.output("false") is None and slurm_queue.output("no-such-command") is None
+
+
+def test_looking_into_the_queue_does_not_hold_up_what_looks(
+    slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, job = slurm_queue.SlurmQueue(), submitit.SlurmJob(tmp_path, "7")
+    (tmp_path / "jobs" / "7").write_text("RUNNING")
+    assert queue.holds(job)
+    (tmp_path / "jobs" / "7").write_text("COMPLETED")
+    queue.looked -= slurm_queue.EVERY
+    assert queue.holds(job)  # squeue has only begun
+    wait_for(lambda: not queue.holds(job), 20)
+
+
+def test_what_a_job_of_slurm_s_that_runs_run_py_has_is_not_for_its_jobs() -> None:
+    environment = ["SLURM_JOB_ID", "SLURM_CONF", "SRUN_DEBUG", "SUBMITIT_EXECUTOR", "PATH", "SBATCH_PARTITION"]
+    environment += ["SBATCH_TIMELIMIT", "SBATCH_ACCOUNT", "SBATCH_NO_REQUEUE", "SLURMD_NODENAME"]
+    gone = not_for_jobs(environment, {"partition": "gpu", "time": 60})
+    assert set(environment) - set(gone) == {"SLURM_CONF", "PATH", "SBATCH_ACCOUNT"}
+
+
+def test_a_result_that_is_only_half_there_is_none_yet(
+    slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_slurm, "LOOK", 0.0)
+    (tmp_path / "jobs" / "7").write_text("RUNNING")
+    job = submitit.SlurmJob(tmp_path, "7")
+    process = on_slurm.OnSlurm(job, tmp_path, slurm_queue.SlurmQueue())
+    content = pickle.dumps(("success", 0))
+    for part in (b"", content[:-5]):
+        job.paths.result_pickle.write_bytes(part)
+        assert process.poll() is None
+    job.paths.result_pickle.write_bytes(content)
+    assert process.poll() == 0
+
+
 def test_tasks_of_an_array_are_cancelled_together() -> None:
     numbers = ["7", "8_0", "8_2", "8_1", "8_10", "9_2", "9_11", "9_10"]
     assert slurm_queue.ranges(numbers) == ["7", "8_[0-2]", "8_10", "9_2", "9_[10-11]"]
@@ -139,18 +266,54 @@ def test_a_job_that_is_held_long_after_a_signal_goes_back_into_the_queue(
     slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_job, "HOLD", 0.0)
-    monkeypatch.setattr(slurm_job.TrialJob, "start", lambda self: subprocess.Popen(["sh", "-c", "exit 130"]))
-    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    trial = ["exit 130", "kill $$"]  # told to end as it listens, and before
+    monkeypatch.setattr(slurm_job.TrialJob, "start", lambda self: subprocess.Popen(["sh", "-c", trial.pop(0)]))
     job = slurm_job.TrialJob(tmp_path, {})
-    assert job() == 130 and not fake_slurm.ids()  # run.py has cancelled it
-    (tmp_path / slurm_job.NOTE).touch()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    note(tmp_path, "8")
     with pytest.raises(SystemExit):
         job()
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    note(tmp_path, "7_3")
     with pytest.raises(SystemExit):
         job()
     assert {id: fake_slurm.state(id) for id in fake_slurm.ids()} == {"8": "REQUEUED", "7_3": "REQUEUED"}
+
+
+@pytest.mark.parametrize("number", [None, "9"])
+def test_a_job_that_nobody_wants_does_not_run_its_trial_nor_go_back_into_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str | None
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setattr(slurm_job, "NOTED", 0.0)
+    monkeypatch.setattr(slurm_job, "HOLD", 0.0)
+    job = slurm_job.TrialJob(tmp_path, {})
+    note(tmp_path, "8")
+    assert isinstance(job.checkpoint(), submitit.helpers.DelayedSubmission)
+    if number:
+        note(tmp_path, number)  # of another job for the trial
+    else:
+        (tmp_path / slurm_job.NOTE).unlink()
+    assert job.checkpoint() is None and job() == 130 and not (tmp_path / "log.txt").exists()
+
+
+def test_a_job_waits_for_its_note_and_for_another_process_of_its_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setattr(slurm_job.TrialJob, "start", lambda self: subprocess.Popen(["true"]))
+    ended: list[int] = []
+    thread = threading.Thread(target=lambda: ended.append(slurm_job.TrialJob(tmp_path, {})()))
+    with FileLock(tmp_path / "trial.lock"):
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive() and not (tmp_path / "log.txt").exists()
+        note(tmp_path, "8")
+        wait_for((tmp_path / "log.txt").exists)
+        assert "waiting for another process" in (tmp_path / "log.txt").read_text() and not ended
+    thread.join(10)
+    assert ended == [0]
 
 
 def test_the_result_of_another_job_with_the_same_number_is_not_taken(tmp_path: Path) -> None:
@@ -175,12 +338,12 @@ def test_processes_of_another_grid_are_not_taken_for_jobs_of_this(tmp_path: Path
 
 
 def test_a_job_s_time_is_longer_than_its_trial_takes_to_save() -> None:
-    assert complete([("time", 2)], 4) | {"time": 2, "cpus_per_task": 4, "signal_delay_s": 90} == complete(
-        [("time", 2)], 4
-    )
-    with pytest.raises(ConfigError, match="time: got 1 minutes, which is no more than signal_delay_s"):
-        complete([("time", 1)], None)
-    assert complete([("time", 1), ("signal_delay_s", 30)], None)["time"] == 1
+    options = complete([("time", 3)], 4)
+    assert options | {"time": 3, "cpus_per_task": 4, "signal_delay_s": 90} == options
+    for minutes, delay in ((1, 30), (2, 90), (2, 60)):
+        with pytest.raises(ConfigError, match=f"time: got {minutes} minutes, so a trial might be told to save"):
+            complete([("time", minutes), ("signal_delay_s", delay)], None)
+    assert complete([("time", 2), ("signal_delay_s", 59)], None)["time"] == 2
 
 
 def test_while_slurm_s_controller_is_down_jobs_are_not_taken_for_gone(slurm: None, tmp_path: Path) -> None:
@@ -190,7 +353,7 @@ def test_while_slurm_s_controller_is_down_jobs_are_not_taken_for_gone(slurm: Non
     (tmp_path / "jobs" / "down").touch()
     assert all(map(slurm_queue.SlurmQueue().holds, jobs))
     queue.looked -= slurm_queue.EVERY
-    assert all(map(queue.holds, jobs))
+    wait_for(lambda: all(map(queue.holds, jobs)), 20)
 
 
 @pytest.mark.parametrize("number", ["../7", "7_1/../../7", "", 7.5, None, ["7"]])
