@@ -249,7 +249,7 @@ def test_a_result_that_is_only_half_there_is_none_yet(
     job = submitit.SlurmJob(tmp_path, "7")
     process = on_slurm.OnSlurm(job, tmp_path, slurm_queue.SlurmQueue())
     content = pickle.dumps(("success", 0))
-    for part in (b"", content[:-5]):
+    for part in (b"", content[:-5], pickle.dumps(("success", print))):  # the last one would call
         job.paths.result_pickle.write_bytes(part)
         assert process.poll() is None
     job.paths.result_pickle.write_bytes(content)
