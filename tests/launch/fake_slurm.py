@@ -48,10 +48,11 @@ def sbatch(script: str) -> None:
     for id in ids:
         (jobs() / id).write_text("PENDING")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # jobs are no children of sbatch's
-    subprocess.Popen(
-        [sys.executable, __file__, "run", script, str(limit), *ids], start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    if not (jobs() / "busy").exists():  # else they wait
+        subprocess.Popen(
+            [sys.executable, __file__, "run", script, str(limit), *ids], start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
     print(f"Submitted batch job {first}")
     if (jobs() / "interrupt").exists():
         os.kill(os.getppid(), signal.SIGINT)

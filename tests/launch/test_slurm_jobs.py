@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in fake_slurm.install(tmp_path).items():
         monkeypatch.setenv(name, value)
+    (tmp_path / "jobs" / "busy").touch()
 
 
 @pytest.mark.parametrize(
