@@ -3,7 +3,8 @@
     python benchmarks/runner.py
     python benchmarks/runner.py --grid 10000 --report 1000
 
-imports    `import gla_ablate.fit` in an interpreter of its own: PyTorch and Lightning, which any trial needs
+imports    `import gla_ablate.fit, datasets` in an interpreter of its own: the libraries, PyTorch and Lightning above all,
+           of a trial on text
 spawned    a trial of one step in an interpreter of its own, less the imports: all that the runner and one step add
 forked     the same trial from the server that has imported everything, from asking for it until it has ended
 grid       reading an experiment of so many points, checking and naming every one; again where values refer to others,
@@ -81,8 +82,8 @@ def fresh_trial(folder: Path) -> Path:
 def starts(folder: Path) -> dict[str, float]:
     from gla_ablate.launch.processes import Fork
 
-    imports = seconds(lambda: python("-c", "import gla_ablate.fit"))
-    spawned = seconds(lambda: python("-m", "gla_ablate.trial", fresh_trial(folder)))
+    imports = seconds(lambda: python("-c", "import gla_ablate.fit, datasets"), 5)
+    spawned = seconds(lambda: python("-m", "gla_ablate.trial", fresh_trial(folder)), 5)
     fork = Fork()
 
     def forked() -> None:
