@@ -213,7 +213,7 @@ def test_a_cell_is_the_mean_over_what_all_cells_have(folder):
     found = drawn(folder)
     cells, over = cells_of(found)
     np.testing.assert_allclose(cells, [[1.1, 1.2], [2.1, 2.2]])
-    assert over == " (over 1 of 2 settings, which all cells have)"
+    assert over == "over 1 of 2 settings, which all cells have"
 
 
 def test_every_cell_is_over_the_same_seeds(folder):
@@ -223,7 +223,7 @@ def test_every_cell_is_over_the_same_seeds(folder):
         folder.add({"a": a, "b": b}, seed, curves, status="failed" if (a, b, seed) == (2, 2, 1) else "finished")
     cells, over = cells_of(drawn(folder))
     np.testing.assert_allclose(cells, [[1.1, 1.2], [2.1, 2.2]])
-    assert over == " (over 1 of 2 seeds, which all cells have)"
+    assert over == "over 1 of 2 seeds, which all cells have"
 
 
 def test_a_cell_with_too_little_in_common_with_the_rest_has_no_mean(folder):

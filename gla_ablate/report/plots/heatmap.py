@@ -88,8 +88,8 @@ def heat_map(found: Findings) -> bytes | None:
         axes.set_xlabel(across.name(labels))
         axes.set_ylabel(down.name(labels))
         over = ", ".join(labels.headers[factor] for effect in effects[2:] for factor in effect.factors)
-        title = f"{metric_label(settings)}, mean over {f'{over} and seeds' if over else 'seeds'}{over_what}"
-        axes.set_title(f"{title}\ndarker is better", loc="left", fontsize=9)
+        title = f"{metric_label(settings)}, mean over {f'{over} and seeds' if over else 'seeds'}"
+        axes.set_title("\n".join(filter(None, (title, over_what, "darker is better"))), loc="left", fontsize=9)
         return png(figure)
 
 
@@ -136,4 +136,4 @@ def means(grid: list[Point], labels: Labels, down: Side, across: Side) -> tuple[
         cells[cell] = block.of(trials.values[cell]).mean()
     kept = [f"{block.settings.sum()} of {len(trials.settings)} settings"] if not block.settings.all() else []
     kept += [f"{block.seeds.sum()} of {len(trials.seeds)} seeds"] if not block.seeds.all() else []
-    return cells.reshape(shape), f" (over {' and '.join(kept)}, which all cells have)" if kept else ""
+    return cells.reshape(shape), f"over {' and '.join(kept)}, which all cells have" if kept else ""
