@@ -3,8 +3,8 @@
     python benchmarks/runner.py
     python benchmarks/runner.py --grid 10000 --report 1000
 
-imports    `import gla_ablate.fit, datasets` in an interpreter of its own: the libraries, PyTorch and Lightning above all,
-           of a trial on text
+imports    `import gla_ablate.fit, datasets` in an interpreter of its own: the libraries, PyTorch and Lightning above
+           all, of a trial on text
 spawned    a trial of one step in an interpreter of its own, less the imports: all that the runner and one step add
 forked     the same trial from the server that has imported everything, from asking for it until it has ended
 grid       reading an experiment of so many points, checking and naming every one; again where values refer to others,

@@ -184,7 +184,7 @@ def _measures(experiment: Experiment, made: dict[int, ModelConfig]) -> Measures:
 
     whole, baseline = list(points(axes)), experiment.report.baseline
     known = made if everywhere == experiment.overrides else {}  # else the two grids may be numbered apart
-    return Measures(whole, baseline, experiment.exclude, lay, experiment.interpolate, known)
+    return Measures(whole, baseline, experiment.exclude, lay, everywhere, experiment.interpolate, known)
 
 
 def _with_seeds(grid: list[tuple[Row, Config]], seeds: list[int]) -> list[Trial]:

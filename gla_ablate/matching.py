@@ -70,16 +70,17 @@ class Measures:
     """Which model each point of a grid shall be like.
 
     `points` are those of the grid as its YAML lays it out, before the command line fixes an axis and before any is
-    excluded; `lay` gives their values, and `made` the models of those that are known by their numbers. So a point's
-    model is the same, and a finished trial of it is found again, whatever part of the grid is run. Only where several
-    could be the baseline does it count which are excluded.
+    excluded; `lay` gives their values, `everywhere` is what the command line sets in all of them, and `made` the models
+    of those that are known by their numbers. So a point's model is the same, and a finished trial of it is found again,
+    whatever part of the grid is run. Only where several could be the baseline does it count which are excluded.
     """
 
     def __init__(
         self, points: list[Row], baseline: Mapping[str, Any], exclude: list[dict[str, Any]],
-        lay: Callable[[Row], dict[str, Any]], interpolate: Interpolate, made: Mapping[int, ModelConfig],
+        lay: Callable[[Row], dict[str, Any]], everywhere: Mapping[str, Any], interpolate: Interpolate,
+        made: Mapping[int, ModelConfig],
     ) -> None:  # fmt: skip
-        self.points, self.baseline, self.exclude = points, baseline, exclude
+        self.points, self.baseline, self.exclude, self.everywhere = points, baseline, exclude, everywhere
         self.lay, self.interpolate = lay, interpolate
         self.pairing = Pairing([filled(point, baseline, partial(self.config, point)) for point in points], baseline)
         self.first: dict[str, int] = {}
@@ -99,7 +100,7 @@ class Measures:
             found = [i for i in found if not self.is_excluded(i)]
         if len(found) == 1:
             return self.model(found[0])
-        return self.resolved(merge(values, self.baseline), f"the baseline of {spell(point)}")
+        return self.resolved(merge(merge(values, self.baseline), self.everywhere), f"the baseline of {spell(point)}")
 
     def model(self, i: int) -> ModelConfig:
         if i not in self.made:

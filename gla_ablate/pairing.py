@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from gla_ablate.config import CHOICES
 from gla_ablate.grid import MISSING, flatten, lookup
 
 
@@ -18,11 +19,15 @@ def filled(point: Mapping[str, Any], baseline: Mapping[str, Any], values: Callab
     return {key: value for key in missing if (value := lookup(whole, key)) is not MISSING} | dict(point)
 
 
+COMMON = frozenset(f"{choice}.{option}" for choice, options in CHOICES.items() for option in options)
+
+
 class Pairing:
     """Of `points`, each a mapping of factors to values, with those among them that have the values of `baseline`.
 
     A baseline that sets a `name` (`model.gate.name: none`) frees that mapping's other entries too, for they are options
-    of the name and travel with it. Factors in `ignored` don't have to be equal.
+    of the name and travel with it; but for those that every name has, such as `data.seq_len`. Factors in `ignored`
+    don't have to be equal.
     """
 
     def __init__(
@@ -48,5 +53,7 @@ class Pairing:
     def _rest(self, point: Mapping[str, Any]) -> str:
         """What a point shares with its baseline, equal for equal content in any order."""
         flat = flatten({factor: value for factor, value in point.items() if factor not in self.ignored})
-        left = {k: v for k, v in flat.items() if k not in self.wanted and not k.startswith(self.families)}
+        left = {
+            k: v for k, v in flat.items() if k not in self.wanted and (k in COMMON or not k.startswith(self.families))
+        }
         return json.dumps(left, sort_keys=True, default=str)

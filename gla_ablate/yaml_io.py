@@ -75,7 +75,8 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(f"{place}{error.problem or error.context}") from error
     except RecursionError as error:
         raise ConfigError(" nested too deeply") from error
-    except (ValueError, KeyError, AttributeError) as error:  # of a tag that doesn't fit its value, `!!int x`
+    # Of a tag that doesn't fit its value, `!!int x`, or a character that there isn't.
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise ConfigError(f" {error}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1

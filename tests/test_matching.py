@@ -134,6 +134,13 @@ def test_an_option_of_one_choice_on_the_command_line_leaves_the_measure_as_it_is
     assert wide.config.model.gate["rank"] == 64 and near(wide, none)
 
 
+def test_an_override_of_what_the_baseline_fixes_holds_for_the_measure_too(expand):
+    baseline = "report: {baseline: {model.gate.name: none, model.layers: 2}}\n"
+    none, *others = expand(f"grid: {{model.gate: {GATES}}}\n{baseline}match: params\n", "model.layers=3")
+    (alone,) = expand("grid: {model.gate: [{name: none}]}\n", "model.layers=3")
+    assert none.config == alone.config and all(near(other, none) for other in others)
+
+
 def test_a_value_that_the_grid_does_not_have_is_held_against_the_baseline_too(expand):
     text = f"grid: {{model.gate: {GATES}, model.layers: [1, 2]}}\n{AGAINST_NONE}match: params\n"
     none, *others = expand(text, "model.layers=3")

@@ -35,6 +35,11 @@ def test_options_of_a_name_that_the_baseline_sets_need_not_be_equal():
     assert held_against(points, {"gate.name": "none"}) == [[0], [0]]
 
 
+def test_options_that_every_name_has_are_to_be_equal():
+    points = [{"data.name": name, "data.seq_len": length} for name in ("mqar", "text") for length in (64, 128)]
+    assert held_against(points, {"data.name": "mqar"}) == [[0], [1], [0], [1]]
+
+
 def test_what_the_grid_does_not_vary_is_nobodys_value():
     assert held_against(grid(gate=[NONE, SMALL]), {"gate.name": "none", "heads": 1}) == [[], []]
 

@@ -47,6 +47,9 @@ def test_anchors_and_merge_keys_work():
         ("a: 1\n---\nb: 2", "2:1: "),
         ("x: &a {y: *a}", "1:4: "),
         ("a: !!int x", " invalid literal"),
+        ('a: !!int ""', " string index"),
+        ("a: !!set [1]", " cannot unpack"),
+        ('a: "\\UFFFFFFFF"', " Python int too large"),
         ("a: 1\nb: \x00", "2:4: "),
     ],
 )

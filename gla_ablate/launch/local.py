@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from gla_ablate.config import write_config
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
-from gla_ablate.launch.processes import Process, Start
+from gla_ablate.launch.processes import Process, Start, wake
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import View
 from gla_ablate.status import FAILED, LOST, STATUSES, read_json, set_aside
@@ -53,6 +53,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
     def count(number: int, frame: FrameType | None) -> None:
         stop.count += 1
+        wake()  # a start may wait for a server that somebody has stopped
 
     before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -137,6 +138,8 @@ def run_trials(
     with stop_on_signals() as stop, none_alone(running, start):
         while running or (queue and not (stop or failed)):
             for _ in range(min(len(free), len(queue)) if not (stop or failed) else 0):
+                if stop:
+                    break
                 trial = queue.popleft()
                 if not start.waits and is_locked(folder / trial.id):  # an earlier process of it is still ending
                     queue.append(trial)

@@ -109,8 +109,11 @@ class Fork(EachAlone):
         self.ensure_server()
         process = ForkedProcess(target=run, args=(str(home), slot, log.name, SERVED[2]))
         wake()
-        with no_main():
-            process.start()
+        try:
+            with no_main():
+                process.start()
+        except (EOFError, ConnectionError):  # the server was killed as it imported, say
+            return Gone()
         return Forked(process)
 
     def ensure_server(self) -> None:
@@ -173,6 +176,20 @@ def no_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+class Gone(Here):
+    """What was to be forked from a server that had been killed."""
+
+    returncode: int | None = -signal.SIGKILL
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def terminate(self) -> None:
+        pass
+
+    kill = terminate
+
+
 class Forked(Here):
     def __init__(self, process: ForkServerProcess) -> None:
         self.process = process
@@ -197,7 +214,8 @@ def surroundings() -> dict[str, str]:
 
 def run(home: str, slot: dict[str, str], log: str, code: Code) -> None:
     """A forked trial: in a session of its own, since Ctrl-C is for the launcher, with its log for output."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the server ignores
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the server ignores
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which it holds back
     let_go_of_the_server()
     os.setsid()
     os.environ.update(slot, GLA_ABLATE_PARENT=str(os.getppid()))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from gla_ablate.report.effects import Effect
+from gla_ablate.report.effects import NOTHING_IN_COMMON, Effect
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.intervals import Interval, verdict
 from gla_ablate.report.labels import identity, value_text
@@ -92,7 +92,7 @@ def effects_csv(found: Findings) -> str:
                 rows.append((*row, None, None, None, "reference", None, None))
             else:
                 size, n = (None, 0) if level.effect is None else (level.effect.mean, level.effect.n)
-                judged = verdict(level.effect, found.experiment.settings.mode)
+                judged = verdict(level.effect, found.experiment.settings.mode, NOTHING_IN_COMMON)
                 rows.append((*row, size, *ends(level.effect), judged, n, level.settings))
     return written([dict(zip(EFFECTS, row, strict=True)) for row in rows], EFFECTS)
 

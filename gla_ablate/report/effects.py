@@ -18,6 +18,8 @@ from gla_ablate.report.labels import Labels, identity
 from gla_ablate.report.points import Point
 from gla_ablate.report.trials import Settings
 
+NOTHING_IN_COMMON = "never beside it"  # of a level and the reference
+
 
 @dataclass(frozen=True)
 class Level:

@@ -57,10 +57,10 @@ def reach(n: int) -> float:
     return float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) / math.sqrt(n)
 
 
-def verdict(difference: Interval | None, mode: str) -> str:
-    """What a point is against another, whose metric taken from its own is `difference`."""
+def verdict(difference: Interval | None, mode: str, without: str = "no common seed") -> str:
+    """What a point is against another, whose metric taken from its own is `difference`; `without` one, that word."""
     if difference is None:
-        return "no common seed"
+        return without
     if difference.tie is None:
         return "one seed"
     if difference.tie:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gla_ablate.report.best import choice, choices
 from gla_ablate.report.document import Column
-from gla_ablate.report.effects import Effect
+from gla_ablate.report.effects import NOTHING_IN_COMMON, Effect
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.intervals import Interval, verdict
 from gla_ablate.report.labels import Labels, fixed, identity, si, signed, value_text
@@ -64,7 +64,7 @@ def effect_of(effect: Effect, found: Findings) -> list[Column]:
     settings, labels, places = found.experiment.settings, found.labels, found.places
     levels = effect.levels
     others = [level.effect for i, level in enumerate(levels) if i != effect.reference]
-    judged = [verdict(level.effect, settings.mode) for level in levels]
+    judged = [verdict(level.effect, settings.mode, NOTHING_IN_COMMON) for level in levels]
     judged[effect.reference] = "reference"
     columns = [
         *(Column(labels.headers[f], [labels.cell(f, level.values) for level in levels]) for f in effect.factors),

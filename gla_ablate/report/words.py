@@ -161,6 +161,8 @@ def left_out(effect: Effect, found: Findings) -> list[str]:
     """Beneath a factor's table: what its values are compared over, where that isn't all that the grid has."""
     said = []
     apart = listed([found.labels.point(level.values) for level in effect.levels if level.apart])
+    held = listed([found.labels.point(level.values) for level in effect.levels if level.apart and level.effect])
+    alone = listed([found.labels.point(level.values) for level in effect.levels if level.apart and not level.effect])
     if effect.without or effect.without_seeds:
         count = effect.settings - len(effect.without)
         kept = [f"{count} of {effect.settings} settings of the other factors"] if effect.settings > 1 else []
@@ -168,8 +170,11 @@ def left_out(effect: Effect, found: Findings) -> list[str]:
         gone = [listed([found.labels.point(setting) for setting in effect.without])] if effect.without else []
         gone += [f"seed {listed([str(seed) for seed in effect.without_seeds])}"] if effect.without_seeds else []
         trials = f"; {effect.unused} trial{'s' * (effect.unused != 1)} that would count" if effect.unused else ""
-        all_values = f"all values but {apart}" if apart else "all values"
+        some_empty = any(level.mean is None and not level.apart for level in effect.levels)
+        all_values = f"all values{' with trials' * some_empty}{f' but {apart}' * bool(apart)}"
         said.append(f"Over {' and '.join(kept)}, which {all_values} have. Left out: {'; '.join(gone)}{trials}.")
-    if apart:
-        said.append(f"Too little in common with the rest for a mean, and held against the reference alone: {apart}.")
+    if held:
+        said.append(f"Too little in common with the rest for a mean, and held against the reference alone: {held}.")
+    if alone:
+        said.append(f"Never beside the reference with all else, and the seed, the same: {alone}.")
     return said

@@ -13,6 +13,7 @@ import pytest
 from gla_ablate.launch import processes
 from gla_ablate.launch.processes import Fork, Spawn, starter
 from gla_ablate.stamp import Code
+from tests.test_kills import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on Linux alone")
@@ -110,6 +111,69 @@ def test_a_forked_trial_has_a_session_threads_and_a_log_of_its_own_and_imports_d
     assert note["session"] == note["pid"] != os.getpid() and note["threads"] == "3" and note["lightning"]
     assert (tmp_path / "ends" / "log.txt").read_text().splitlines()[-2:] == ["printed", "to the descriptor"]
     assert "lightning" not in os.environ.get("OMP_NUM_THREADS", "")
+
+
+def test_a_sigterm_just_after_the_fork_is_not_lost(fork, tmp_path):
+    for i in range(10):
+        process = begin(fork, tmp_path / f"waits{i}")
+        process.terminate()
+        assert ended(process) == -signal.SIGTERM
+
+
+def test_a_trial_whose_server_is_killed_before_it_forks_is_killed_and_the_next_gets_another(
+    fork, tmp_path, monkeypatch
+):
+    def start(self) -> None:
+        raise EOFError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.ForkedProcess, "start", start)
+        assert begin(fork, tmp_path / "waits").poll() == -signal.SIGKILL
+    assert ended(begin(fork, tmp_path / "ends")) == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_gets_a_signal_while_it_imports_does_not_break_or_hold_up_the_grid(number, tmp_path):
+    """As the whole group does by Ctrl-C."""
+    (tmp_path / "t.yaml").write_text(LONG)
+    run = subprocess.Popen(
+        [sys.executable, ROOT / "run.py", "t.yaml"], cwd=tmp_path, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    server = wait_for(lambda: run.poll() is not None or server_of(run.pid))
+    assert run.poll() is None, run.communicate()
+    time.sleep(0.5)  # of the seconds that it imports
+    if number in (signal.SIGINT, signal.SIGTERM):
+        os.killpg(run.pid, number)
+    else:
+        os.kill(server, number)
+        time.sleep(0.5)
+        run.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in out, out
+    assert time.monotonic() - began < 25  # less than the grace
+    wait_for(lambda: not Path(f"/proc/{server}").exists(), 20)
+
+
+LONG = """
+name: t
+base: [model/tiny]
+set:
+  model: {dim: 32, layers: 1, heads: 2, chunk_size: 16}
+  data: {name: mqar, seq_len: 16, batch_size: 4, vocab_size: 32, pairs: 3, train_examples: 64, val_tokens: 160}
+  trainer: {max_steps: 100000, val_every: 1000}
+seeds: [0, 1, 2]
+"""
+
+
+def server_of(pid: int) -> int | None:
+    """The fork server among the processes that `pid` has started."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return next((int(x) for x in children if b"forkserver" in Path(f"/proc/{x}/cmdline").read_bytes()), None)
+    except OSError:
+        return None
 
 
 @pytest.mark.parametrize(("how", "code"), [("terminate", -signal.SIGTERM), ("kill", -signal.SIGKILL)])

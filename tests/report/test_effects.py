@@ -104,6 +104,12 @@ def test_where_a_seeds_trial_is_missing_every_seed_is_still_over_the_same_settin
     assert (gate.without, gate.without_seeds, gate.unused, b.settings) == ([{HEADS: 2}], [], 5, 2)
 
 
+def test_levels_that_share_most_trials_with_the_reference_are_compared_first(folder):
+    missing = {("b", 8, seed) for seed in range(3)} | {("c", 2, 1), ("c", 2, 2)}
+    _, _, (gate, _) = grid_of(folder, crossed("abc", missing))
+    assert [level.apart for level in gate.levels] == [False, True, False]
+
+
 def test_a_seed_that_most_settings_miss_is_left_out_rather_than_they(folder):
     _, _, (gate, _) = grid_of(folder, crossed("ab", {("b", 2, 1), ("a", 8, 1)}))
     assert (gate.without, gate.without_seeds, gate.unused) == ([], [1], 4)
@@ -183,6 +189,26 @@ def test_the_page_says_beneath_the_table_what_was_left_out(folder):
         "Too little in common with the rest for a mean, and held against the reference alone: c.",
         "",
     ]
+
+
+def test_the_page_tells_a_level_that_never_meets_the_reference(folder):
+    pairs = ((1, 1), (1, 2), (2, 3))
+    folder.fill(({"a": a, "b": b, "c": c}, {0: a + b + c, 1: a + b + c}) for a, b in pairs for c in (1, 2))
+    path = folder.save()
+    write_report(path)
+    page = (path / "report/report.md").read_text()
+    section = page[page.index("### b") : page.index("### c")]
+    assert "never beside it" in section and "held against the reference alone" not in section
+    assert "Never beside the reference with all else, and the seed, the same: b=3." in section
+    assert "no common seed" not in (path / "report/effects.csv").read_text()
+
+
+def test_a_level_without_trials_is_none_of_those_that_have_all_settings(folder):
+    folder.fill(crossed("ab", {("b", 2, 1)}))
+    folder.add({GATE: "c", HEADS: 2}, 0, status="queued")
+    path = folder.save()
+    write_report(path)
+    assert "3 of 3 seeds, which all values with trials have. Left out" in (path / "report/report.md").read_text()
 
 
 def test_a_whole_grid_leaves_nothing_out_and_says_nothing_of_it(folder):
