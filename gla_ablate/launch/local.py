@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 import time
 from collections import deque
@@ -199,11 +201,26 @@ def _start(trial: Trial, home: Path, slot: dict[str, str], start: Start) -> Runn
 
 def is_locked(home: Path) -> bool:
     """Whether a process holds the trial's lock."""
+    return is_held(home / "trial.lock") is True
+
+
+def is_held(lock: Path) -> bool | None:
+    """Whether a process holds it; None if that can't be told. Leaves the file as it is, and holds it for a moment."""
     try:
-        with FileLock(home / "trial.lock", timeout=0):
-            return False
-    except Timeout:
+        number = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(number)
+    return False
 
 
 def _final_state(home: Path, ended: Running, stopped: bool) -> State:

@@ -24,7 +24,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gla_ablate.errors import ConfigError
 from gla_ablate.launch.local import is_locked
-from gla_ablate.launch.processes import Process, Start, surroundings
+from gla_ablate.launch.processes import Ended, Process, Start, surroundings
 from gla_ablate.launch.slurm_job import NOTE, TrialJob
 from gla_ablate.launch.slurm_options import CLUSTER, not_for_jobs
 from gla_ablate.launch.slurm_queue import EVERY, LocalQueue, Queue, SlurmQueue
@@ -115,7 +115,7 @@ class StartOnSlurm(Start):
                 remove_older(job.paths.result_pickle, now - SKEW * (self.cluster != "local"))
                 write_json(home / NOTE, {"job": job.job_id, "cluster": self.cluster})
 
-    def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> OnSlurm | Refused | None:
+    def __call__(self, home: Path, slot: dict[str, str], log: IO[bytes]) -> OnSlurm | Ended | None:
         if home not in self.submitted:
             outside = self.cluster != "local" and len(self._under_way()) + len(self.submitted) >= self.count
             if outside or time.monotonic() < self.not_before:
@@ -131,11 +131,11 @@ class StartOnSlurm(Start):
         self.watched = [*self._under_way(), process]
         return process
 
-    def _put_off(self, why: str) -> Refused | None:
+    def _put_off(self, why: str) -> Ended | None:
         """For some time, unless it has been long and nothing ends that it could wait for."""
         self.not_before = time.monotonic() + PATIENCE
         self.refused = 0 if self._under_way() or self.submitted else self.refused + 1
-        return Refused(why) if self.refused >= REFUSALS else None
+        return Ended(1, why) if self.refused >= REFUSALS else None
 
     def _under_way(self) -> list[OnSlurm]:
         return [process for process in self.watched if process.returncode is None]
@@ -224,18 +224,6 @@ class Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name}")
-
-
-class Refused(Process):
-    """Of a trial that SLURM takes no job for."""
-
-    begun, again, returncode = False, False, 1
-
-    def __init__(self, why: str) -> None:
-        self.ended_by = why
-
-    def poll(self) -> int:
-        return self.returncode
 
 
 @contextmanager

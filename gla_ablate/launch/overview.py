@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 from collections import Counter
@@ -14,7 +13,7 @@ from rich.console import Console
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.forecast import Forecast
-from gla_ablate.launch.local import outcome
+from gla_ablate.launch.local import is_held, outcome
 from gla_ablate.launch.slots import divide
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import add_progress, clock, progress_table
@@ -91,22 +90,3 @@ def is_alive(pid: object, host: object, lock: Path) -> bool:
     except PermissionError:
         pass
     return is_held(lock) is not False
-
-
-def is_held(lock: Path) -> bool | None:
-    """Whether a process holds it; None if that can't be told. Leaves the file as it is, and holds it for a moment."""
-    try:
-        number = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return None
-    finally:
-        os.close(number)
-    return False

@@ -37,6 +37,23 @@ class Process(Protocol):
     def poll(self) -> int | None: ...
 
 
+class Ended(Process):
+    """Of a trial that could not be begun."""
+
+    begun, again = False, False
+
+    def __init__(self, code: int, by: str | None = None) -> None:
+        self.returncode, self.ended_by = code, by
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def terminate(self) -> None:
+        pass
+
+    kill = terminate
+
+
 class Start(Protocol):
     """Begins the trial in a folder, in a slot of the machine, with what it prints appended to a log. None: not now."""
 
@@ -113,7 +130,7 @@ class Fork(EachAlone):
             with no_main():
                 process.start()
         except (EOFError, ConnectionError):  # the server was killed as it imported, say
-            return Gone()
+            return Ended(-signal.SIGKILL)
         return Forked(process)
 
     def ensure_server(self) -> None:
@@ -174,20 +191,6 @@ def no_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-class Gone(Here):
-    """What was to be forked from a server that had been killed."""
-
-    returncode: int | None = -signal.SIGKILL
-
-    def poll(self) -> int | None:
-        return self.returncode
-
-    def terminate(self) -> None:
-        pass
-
-    kill = terminate
 
 
 class Forked(Here):

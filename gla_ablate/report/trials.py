@@ -88,7 +88,8 @@ def load(folder: Path) -> Experiment:
         )
     report = record.get("report") or {}
     settings = Settings(**{f.name: report[f.name] for f in fields(Settings) if report.get(f.name) is not None})
-    unset = {key for t in record["trials"] for key in flatten(settings.baseline).keys() - flatten(t["point"]).keys()}
+    wanted = flatten(settings.baseline).keys()
+    unset = {key for t in record["trials"] for key in wanted - flatten(t["point"]).keys()}
     trials = [load_trial(folder / t["id"], t["id"], t["point"], t["seed"], settings, unset) for t in record["trials"]]
     return Experiment(record["name"], record["factors"], settings, trials, record.get("command"))
 

@@ -13,6 +13,7 @@ import pytest
 from gla_ablate.launch import processes
 from gla_ablate.launch.processes import Fork, Spawn, starter
 from gla_ablate.stamp import Code
+from tests.test_cli import TINY
 from tests.test_kills import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,10 +136,11 @@ def test_a_trial_whose_server_is_killed_before_it_forks_is_killed_and_the_next_g
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_gets_a_signal_while_it_imports_does_not_break_or_hold_up_the_grid(number, tmp_path):
     """As the whole group does by Ctrl-C."""
-    (tmp_path / "t.yaml").write_text(LONG)
+    (tmp_path / "t.yaml").write_text(f"{TINY}seeds: [0, 1, 2]\n")
     run = subprocess.Popen(
-        [sys.executable, ROOT / "run.py", "t.yaml"], cwd=tmp_path, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        [sys.executable, ROOT / "run.py", "t.yaml", "trainer.max_steps=100000", "trainer.val_every=1000"],
+        cwd=tmp_path, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
     )  # fmt: skip
     server = wait_for(lambda: run.poll() is not None or server_of(run.pid))
     assert run.poll() is None, run.communicate()
@@ -154,17 +156,6 @@ def test_a_server_that_gets_a_signal_while_it_imports_does_not_break_or_hold_up_
     assert run.returncode == 130 and "Traceback" not in out, out
     assert time.monotonic() - began < 25  # less than the grace
     wait_for(lambda: not Path(f"/proc/{server}").exists(), 20)
-
-
-LONG = """
-name: t
-base: [model/tiny]
-set:
-  model: {dim: 32, layers: 1, heads: 2, chunk_size: 16}
-  data: {name: mqar, seq_len: 16, batch_size: 4, vocab_size: 32, pairs: 3, train_examples: 64, val_tokens: 160}
-  trainer: {max_steps: 100000, val_every: 1000}
-seeds: [0, 1, 2]
-"""
 
 
 def server_of(pid: int) -> int | None:
