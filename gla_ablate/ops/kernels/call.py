@@ -291,7 +291,8 @@ class Call:
         }  # fmt: skip
 
     def tuning(self, kernel: Any) -> Tuning:
-        return tuning(kernel.fn.__name__, self.q.dtype, self.q.shape[3], self.v.shape[3], self.chunk)
+        widths = self.q.shape[3], self.v.shape[3]
+        return tuning(kernel.fn.__name__, self.q.dtype, *widths, self.chunk, self.cu_seqlens is not None)
 
     def run(self, kernel: Any, grid: int, **own: Any) -> None:
         """Launches `grid` programs a query head with its `own` arguments and, for names left out, those of the call."""

@@ -152,6 +152,8 @@ def scan_kernel(
     NV: tl.constexpr = (V + BV - 1) // BV
     NS: tl.constexpr = (K + BK - 1) // BK
     LAST: tl.constexpr = DESC_X and not WHOLE  # whether the tile in which a sequence ends is taken by itself
+    # what doesn't change from tile to tile is formed anew where the state leaves no registers to keep it in
+    LEAN: tl.constexpr = NS > 1 and GATE != _CHANNEL
     pid = tl.program_id(0)
     i_v, i_q, i = pid % NV, (pid // NV) % HQ, pid // (NV * HQ)
     i_b = i_q if REVERSE else i_q // GROUP
@@ -166,7 +168,7 @@ def scan_kernel(
     p_start, known = entering(start, borders, i_n, row, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
     s = slices(p_start, known, o_v, 0, NS, BK, K, V, HAS_START or CUT)
     full = tl.minimum(stop, length // BT) if LAST else stop
-    for j in tl.range(begin, full, num_stages=STAGES):
+    for j in tl.range(begin, full, num_stages=STAGES, disable_licm=LEAN):
         i_s = begin + full - 1 - j if REVERSE else j
         s = tile_step(
             s, a, b, x, scores, g, decay, states, o, t_base + i_s, i_s, i_q, i_v, twin, first, length, n_tiles,

@@ -39,9 +39,9 @@ def pieces(size: int, piece: int) -> int:
 
 
 @cache
-def tuning(kernel: str, dtype: torch.dtype, K: int, V: int, chunk: int) -> Tuning:
+def tuning(kernel: str, dtype: torch.dtype, K: int, V: int, chunk: int, packed: bool = False) -> Tuning:
     """Launch parameters of a kernel for inputs of `dtype`, with the tiles that K and V ask for."""
-    most = largest(kernel, dtype, K, chunk)
+    most = largest(kernel, dtype, K, chunk, packed)
     if K % 16 or V % 16:
         most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
     if kernel == "products_kernel" and chunk > 64 and most.bv >= V:
@@ -55,7 +55,7 @@ def tuning(kernel: str, dtype: torch.dtype, K: int, V: int, chunk: int) -> Tunin
     return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv))
 
 
-def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int) -> Tuning:
+def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool) -> Tuning:
     """Launch parameters with the largest tiles that are used at all."""
     narrow = dtype == torch.bfloat16
     if kernel == "scan_kernel":
@@ -67,6 +67,8 @@ def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int) -> Tuning:
     if kernel == "states_kernel":
         if not narrow:
             return Tuning(128, 16, 4, 1)
+        if packed:  # few programs, of the sequences that are cut: each waits for its loads
+            return Tuning(128, 64, 4, 4 if K > 64 else 5)
         return Tuning(128, 64, 4, 3) if K <= 128 else Tuning(128, 128, 8, 3)
     if kernel == "segments_kernel":
         return Tuning(32, 64, 4, 3)
