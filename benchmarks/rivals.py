@@ -1,6 +1,7 @@
 """The op under test and the ops that it stands beside, all called as `op(q, k, v[, g]) -> o` on `[B, T, H, ·]`.
 
-packed   the op itself on packed sequences; recompute: with nothing kept for the backward but the inputs
+packed   the op itself on packed sequences, cut anywhere; packed even: as long as they were; recompute: with nothing kept
+         for the backward but the inputs
 fla      flash-linear-attention: `chunk_linear_attn`, `chunk_retention`, `chunk_simple_gla`, `chunk_gla`
 flash    softmax attention through PyTorch, FlashAttention backend, causal
 cudnn    the same through cuDNN
@@ -20,8 +21,8 @@ from gla_ablate.ops import gated_linear_attention
 
 Op = Callable[..., Tensor]
 
-OURS, PACKED, RECOMPUTE = "gla_ablate", "gla_ablate packed", "gla_ablate recompute"
-OWN = (OURS, PACKED, RECOMPUTE)
+OURS, EVEN, PACKED, RECOMPUTE = (f"gla_ablate{way}" for way in ("", " packed even", " packed", " recompute"))
+OWN = (OURS, EVEN, PACKED, RECOMPUTE)
 RIVALS = ("fla", "flash", "cudnn")
 SOFTMAX = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "math": SDPBackend.MATH}
 
@@ -35,7 +36,7 @@ def load(name: str, kind: str) -> Op:
         return softmax(SOFTMAX[name])
     if torch.cuda.is_available():
         import gla_ablate.ops.library  # noqa: F401 (for the time that it takes)
-    return {OURS: ours, PACKED: packed, RECOMPUTE: frugal}[name]
+    return {OURS: ours, EVEN: even, PACKED: packed, RECOMPUTE: frugal}[name]
 
 
 def ours(*given: Tensor) -> Tensor:
@@ -49,10 +50,24 @@ def frugal(*given: Tensor) -> Tensor:
 def packed(*given: Tensor) -> Tensor:
     """The op on the same tokens in one row of the batch, as many sequences: the first as long as it was, the others cut
     anywhere, so that nearly all end inside a tile."""
+    return in_a_row(offsets, *given)
+
+
+def even(*given: Tensor) -> Tensor:
+    """The same, all as long as they were."""
+    return in_a_row(even_offsets, *given)
+
+
+def in_a_row(ends: Callable[[int, int, torch.device], Tensor], *given: Tensor) -> Tensor:
     B, T = given[0].shape[:2]
     rows = [x if x.dim() == 1 else x.reshape(1, B * T, *x.shape[2:]) for x in given]
-    o, _ = gated_linear_attention(*rows, cu_seqlens=offsets(B, T, given[0].device))
+    o, _ = gated_linear_attention(*rows, cu_seqlens=ends(B, T, given[0].device))
     return o.reshape(B, T, *o.shape[2:])
+
+
+@cache
+def even_offsets(B: int, T: int, device: torch.device) -> Tensor:
+    return torch.arange(0, B * T + 1, T, device=device)
 
 
 @cache
