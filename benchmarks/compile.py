@@ -165,7 +165,8 @@ def main(given: list[str] | None = None) -> int:
     print(f"triton {triton.__version__}\n\n" + table.header(COLUMNS), flush=True)
     good = True
     for name, kind in itertools.product(options.shapes, options.kinds):
-        shape = Shape(name, 2, options.tokens, SHAPES[name].H, SHAPES[name].K, SHAPES[name].V)
+        own = SHAPES[name]
+        shape = Shape(name, 2 if options.packed else own.B, options.tokens, own.H, own.K, own.V)
         q, k, v, *gate = inputs(shape, kind, "usual", "cpu")
         given = [*(x.to(getattr(torch, options.dtype)) for x in (q, k, v)), *gate]
         vary = tune.kernels_of(kind) if options.candidates else []

@@ -20,9 +20,9 @@ of the floor  the floor's time over the op's, forward / forward + backward, repl
               the bandwidth and the rate in it are measured first
 FLA's time    over the op's, forward / forward + backward: above 1× the op is faster; then the same replayed
 
---packed adds rows of the op on the same tokens as so many packed sequences, "even" ones as long as they were, others cut
-anywhere, most of which end inside a tile (`rivals.py`); FLA isn't run so, and there is no ratio. --recompute adds rows of the op with `recompute=True`, which
-keeps nothing for the backward but the inputs.
+--packed adds rows of the op on the same tokens as so many packed sequences, "even" ones as long as they were, others
+cut anywhere, most of which end inside a tile (`rivals.py`); FLA isn't run so, and there is no ratio. --recompute adds
+rows of the op with `recompute=True`, which keeps nothing for the backward but the inputs.
 
 FLA 0.6 tunes itself at a new width for minutes. `tune_fla.py` does that once, and --fla-choices lets it choose the same
 again; what isn't stored there is still tuned. `--budget` is asked between rows: a row that has begun is finished.

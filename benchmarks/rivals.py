@@ -1,7 +1,7 @@
 """The op under test and the ops that it stands beside, all called as `op(q, k, v[, g]) -> o` on `[B, T, H, ·]`.
 
-packed   the op itself on packed sequences, cut anywhere; packed even: as long as they were; recompute: with nothing kept
-         for the backward but the inputs
+packed   the op itself on packed sequences, cut anywhere; "packed even": as long as they were
+recompute    with nothing kept for the backward but the inputs
 fla      flash-linear-attention: `chunk_linear_attn`, `chunk_retention`, `chunk_simple_gla`, `chunk_gla`
 flash    softmax attention through PyTorch, FlashAttention backend, causal
 cudnn    the same through cuDNN

@@ -47,7 +47,7 @@ def candidates(kernel: str) -> list[Any]:
         "prepare_kernel": transposed,
         "steep_prepare_kernel": transposed,
         "scores_kernel": grid((32, 64, 128), (64,), (4, 8), (1, 2, 3)),
-        "scan_kernel": grid((64, 128), (64,), (4,), (1, 2, 3)) + grid((64, 128), (64, 128), (8,), (1, 2, 3)),
+        "scan_kernel": grid((64, 128), (32, 64), (4,), (1, 2, 3, 4)) + grid((64, 128), (64, 128), (8,), (1, 2, 3)),
         "products_kernel": grid((32, 64, 128), (16, 32, 64), (4, 8), (2, 3, 4, 5)),
         "gradient_kernel": transposed,
         "channel_gradient_kernel": transposed,
@@ -129,10 +129,14 @@ def kernels_of(kind: str) -> list[str]:
 
 def in_force(kernel: str, shape: Shape) -> Any:
     """The launch parameters of a kernel at a shape: what ships, or under `tuned` what the choice comes to there."""
+    from gla_ablate.ops.kernels.call import Call
     from gla_ablate.ops.kernels.tuning import tuning
-    from gla_ablate.ops.op import AUTO_CHUNK
+    from gla_ablate.ops.op import auto_chunk
 
-    return tuning(kernel, torch.bfloat16, shape.K, shape.V, AUTO_CHUNK["triton"])
+    chunk = auto_chunk("triton", shape.K)
+    k, v = (torch.empty(shape.B, shape.T, shape.H, n, device="meta", dtype=torch.bfloat16) for n in (shape.K, shape.V))
+    call = Call(k, k, v, None, None, 1.0, chunk)
+    return tuning(kernel, torch.bfloat16, shape.K, shape.V, chunk, wide=call.wide)
 
 
 def tune(shape: Shape, kind: str, kernel: str, choices: list[Any], problem: measure.Problem) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ from gla_ablate.ops.checks import check_arguments, check_values, promoted
 from gla_ablate.ops.chunkwise import chunkwise
 
 BACKENDS = ("auto", "triton", "torch")
-AUTO_CHUNK = {"triton": 128, "torch": 64}  # at every width that was measured (benchmarks/NOTES.md)
 
 
 def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
@@ -28,6 +27,11 @@ def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype
             f"backend: got 'triton' with tensors on {kind}, takes them on cuda (or on cpu under TRITON_INTERPRET=1)"
         )
     return backend
+
+
+def auto_chunk(backend: str, K: int) -> int:
+    """The fastest chunk size (benchmarks/NOTES.md): narrow states cost less to keep than to form anew."""
+    return 128 if backend == "triton" and K > 64 else 64
 
 
 def interpreted() -> bool:
@@ -97,7 +101,7 @@ def gated_linear_attention(
         dtype = torch.get_autocast_dtype(device)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     kind = resolve_backend(backend, q.device, dtype)
-    chunk = AUTO_CHUNK[kind] if isinstance(chunk_size, str) else chunk_size
+    chunk = auto_chunk(kind, q.shape[-1]) if isinstance(chunk_size, str) else chunk_size
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     g = None if g is None else g.to(wide)
     start = None if initial_state is None else initial_state.to(wide)

@@ -97,6 +97,20 @@ WIDE = [
     for T, chunk in ((512, 128), (512, 64), (440, 256))
     if GPU
 ]
+# what a scan whose programs take 128 columns of V meets: whole sequences and others, packed ones, and such as are cut
+SCANS = [
+    replace(Case(kind=kind, strength=strength), K=K, V=V, **size)
+    for kind in KINDS
+    for strength in ("usual", "turning")
+    for K, V in ((128, 128), (128, 256), (80, 160))
+    for size in (
+        {"B": 2, "T": 512, "chunk": 128},
+        {"B": 2, "T": 440, "chunk": 256},
+        {"T": 512, "chunk": 128, "lengths": (70, 0, 442)},
+        {"T": 2100, "H": 1, "chunk": 128},
+    )
+    if GPU
+]
 # heads of q that share one of k, v and g: whole sequences, packed ones, segments, several tiles a chunk, wide heads
 GROUPED = [
     replace(Case(kind=kind, strength=strength, group=group), **size)
@@ -152,6 +166,13 @@ def test_grouped_heads_are_right(case: Case, backend: str, dtype: torch.dtype) -
 @pytest.mark.skipif(not GPU, reason="the interpreter would take hours")
 @pytest.mark.parametrize("case", WIDE, ids=lambda case: case.id)
 def test_every_tuned_width_is_right(case: Case) -> None:
+    check(case, "triton", torch.bfloat16)
+
+
+@pytest.mark.skipif(not GPU, reason="in fp32, which the interpreter takes, no program is so wide")
+@pytest.mark.parametrize("case", SCANS, ids=lambda case: case.id)
+def test_scans_of_wide_programs_are_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call.Call, "wide", True)
     check(case, "triton", torch.bfloat16)
 
 

@@ -165,6 +165,30 @@ def test_where_tiles_and_chunks_of_packed_sequences_lie(lengths: list[int], dtyp
     assert all(mark[0] == -1 for mark in found["segments"][len(segments) :])
 
 
+@pytest.mark.parametrize(
+    ("B", "T", "H", "K", "V", "wide"),
+    [
+        (16, 2048, 4, 128, 256, True),  # 128 wide programs fill 132 multiprocessors
+        (4, 2048, 16, 128, 128, False),  # 64 wide ones leave half of them idle, where 128 narrow ones don't
+        (2, 16384, 16, 128, 128, True),  # 32, of four segments each
+        (2, 512, 16, 128, 128, False),  # too short for that
+        (64, 64, 16, 64, 128, False),  # one slice of 64 channels: narrow ones leave room for a second program
+        (64, 64, 16, 128, 64, False),
+        (64, 64, 16, 256, 128, False),  # which has wide programs anyway
+        (0, 64, 16, 128, 128, False),
+        (1, 0, 16, 128, 128, False),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_scans_take_128_columns_where_that_fills_the_chip(
+    B: int, T: int, H: int, K: int, V: int, wide: bool, packed: bool
+) -> None:
+    B, T, offsets = (1, B * T, torch.empty(B + 1, device="meta")) if packed else (B, T, None)
+    k, v = (torch.empty(B, T, H, n, device="meta", dtype=torch.bfloat16) for n in (K, V))
+    own = calls.Call(k, k, v, None, offsets, 1.0, 128)
+    assert own.wide == wide and own.tuning(calls.scan_kernel).bv == (128 if (wide or K > 128) and V > 64 else 64)
+
+
 def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -21,6 +21,7 @@ SPAN = 4
 BUSY = 512  # programs: about what a chip runs at a time
 FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
 SHORTEST = 8  # tiles in a segment
+FEWEST = 3  # segments that are worth going over a sequence twice
 TABLES = ("tiles", "tile_base", "chunk_base", "segments", "own_segments")
 _compiled: dict[tuple[Any, ...], Any] = {}
 
@@ -255,7 +256,7 @@ class Call:
         tiles, multiple = pieces(self.shape[1], self.bt), self.chunk // self.bt
         if self.cu_seqlens is None:
             count = min(FILLED // max(programs * self.sequences, 1), tiles // SHORTEST)
-            if count < 3:  # what going over the sequence twice would cost
+            if count < FEWEST:
                 return Segments(max(tiles, 1), tiles, 1, self.sequences, 0)
             size = pieces(pieces(tiles, count), multiple) * multiple
             each = pieces(tiles, size)
@@ -292,7 +293,18 @@ class Call:
 
     def tuning(self, kernel: Any) -> Tuning:
         widths = self.q.shape[3], self.v.shape[3]
-        return tuning(kernel.fn.__name__, self.q.dtype, *widths, self.chunk, self.cu_seqlens is not None)
+        return tuning(kernel.fn.__name__, self.q.dtype, *widths, self.chunk, self.cu_seqlens is not None, self.wide)
+
+    @cached_property
+    def wide(self) -> bool:
+        """Whether a program of a scan takes 128 columns of V rather than 64: half as long again over a tile, but q, k
+        and scores are read once for both halves. Worth it where so few programs fill the chip, or segments do."""
+        K, V = self.shape[3:]
+        if not (64 < K <= 128 and V > 64) or not self.sequences:
+            return False
+        programs = self.heads * self.sequences * pieces(V, 128)
+        tiles = pieces(self.shape[1], self.bt) if self.cu_seqlens is None else self.tiles // self.sequences
+        return 2 * programs > FILLED or min(FILLED // programs, tiles // SHORTEST) >= FEWEST
 
     def run(self, kernel: Any, grid: int, **own: Any) -> None:
         """Launches `grid` programs a query head with its `own` arguments and, for names left out, those of the call."""

@@ -39,9 +39,12 @@ def pieces(size: int, piece: int) -> int:
 
 
 @cache
-def tuning(kernel: str, dtype: torch.dtype, K: int, V: int, chunk: int, packed: bool = False) -> Tuning:
-    """Launch parameters of a kernel for inputs of `dtype`, with the tiles that K and V ask for."""
-    most = largest(kernel, dtype, K, chunk, packed)
+def tuning(
+    kernel: str, dtype: torch.dtype, K: int, V: int, chunk: int, packed: bool = False, wide: bool = False
+) -> Tuning:
+    """Launch parameters of a kernel for inputs of `dtype`, with the tiles that K and V ask for. packed: sequences;
+    wide: scans of few programs, see `Call.wide`."""
+    most = largest(kernel, dtype, K, chunk, packed, wide)
     if K % 16 or V % 16:
         most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
     if kernel == "products_kernel" and chunk > 64 and most.bv >= V:
@@ -55,14 +58,14 @@ def tuning(kernel: str, dtype: torch.dtype, K: int, V: int, chunk: int, packed: 
     return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv))
 
 
-def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool) -> Tuning:
+def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, wide: bool) -> Tuning:
     """Launch parameters with the largest tiles that are used at all."""
     narrow = dtype == torch.bfloat16
     if kernel == "scan_kernel":
         if not narrow:
             return Tuning(128, 16, 4, 1)
         if K <= 128:
-            return Tuning(128, 64, 4, 3)
+            return Tuning(128, 128, 8, 3) if wide else Tuning(128, 64, 4, 3)
         return Tuning(128, 128, 8, 2) if K <= 256 else Tuning(128, 64, 8, 1)
     if kernel == "states_kernel":
         if not narrow:
