@@ -8,6 +8,7 @@ if it does, at the size that counts.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -152,6 +153,7 @@ def replayed_ms(call: Callable[[], object]) -> float:
     """Of `call` captured as a CUDA graph: what the device takes, with nothing left of the host that launches. Raises
     `RuntimeError` where it can't be."""
     graph = torch.cuda.CUDAGraph()
+    gc.collect()  # what holds memory of the device, other graphs too, must not go while this one is captured
     with torch.cuda.graph(graph):
         call()
     return median_ms(graph.replay)

@@ -91,7 +91,8 @@ def floor_panel(rows: list[dict[str, Any]]) -> tuple | None:
 
 
 def draw_lines(axes: Axes, curves: Curves, label: str, title: str) -> None:
-    """Log-log against T. Lines that reach the longest T are named beside the panel, others where they end."""
+    """Log-log against T. Lines that reach the longest T are named beside the panel, others where they end, those that
+    end together one above the other."""
     for curve, colour, mark in zip(curves.values(), COLOURS, MARKS, strict=False):
         axes.plot(sorted(curve), [curve[T] for T in sorted(curve)], color=colour, marker=mark, ms=3.5, lw=1.5)
     ticks = sorted({T for curve in curves.values() for T in curve})
@@ -103,19 +104,20 @@ def draw_lines(axes: Axes, curves: Curves, label: str, title: str) -> None:
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(title, loc="left", fontsize=9)
-    ends = []  # height 0…1, point, name, colour
+    ends: dict[int, list[tuple]] = {}  # T → height 0…1, point, name, colour
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
         end = max(curve)
-        if end == ticks[-1]:
-            height = (axes.transData + axes.transAxes.inverted()).transform((end, curve[end]))[1]
-            ends.append((height, (end, curve[end]), name, colour))
-        else:
-            axes.annotate(name, (end, curve[end]), (6, 3), textcoords="offset points", fontsize=8.5, color=colour)
-    ends.sort(reverse=True)
+        place = (axes.transData + axes.transAxes.inverted()).transform((end, curve[end]))
+        ends.setdefault(end, []).append((place[1], (end, curve[end]), place[0], name, colour))
     leader = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 1, "shrinkB": 4}
-    for (_, point, name, colour), place in zip(ends, spread([height for height, *_ in ends], gap=0.065), strict=True):
-        beside = {"textcoords": "axes fraction", "va": "center", "fontsize": 8.5, "color": colour}
-        axes.annotate(name, point, (1.04, place), arrowprops=leader | {"color": colour}, **beside)
+    for end, named in ends.items():
+        named.sort(reverse=True)
+        for (_, point, across, name, colour), place in zip(
+            named, spread([height for height, *_ in named], gap=0.065), strict=True
+        ):
+            beside = {"textcoords": "axes fraction", "va": "center", "fontsize": 8.5, "color": colour}
+            at = 1.04 if end == ticks[-1] else across + 0.04
+            axes.annotate(name, point, (at, place), arrowprops=leader | {"color": colour}, **beside)
 
 
 def draw_bars(axes: Axes, shares: dict[tuple[str, str, str], float]) -> None:
