@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,6 +15,7 @@ from gla_ablate.config import Config
 from gla_ablate.model import count_parameters
 from gla_ablate.model.language_model import LanguageModel
 from gla_ablate.model.shapes import build_gates
+from gla_ablate.ops.cross_entropy import linear_cross_entropy
 
 OPTIMISER = 2 * 4  # bytes a parameter: AdamW's moments
 WEIGHT = 4
@@ -78,7 +78,7 @@ def step_bytes(config: Config, layers: int, vocab_size: int, device: str, bf16: 
         with Peak() as peak:
             for _ in range(2):
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-                    loss = F.cross_entropy(model(tokens).flatten(0, 1).float(), tokens.flatten())
+                    loss = linear_cross_entropy(model.hidden(tokens).flatten(0, 1), model.head.weight, tokens.flatten())
                 model.zero_grad()
                 loss.backward()
     return peak.most

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import SumMetric
@@ -17,6 +16,7 @@ from gla_ablate.config import Config, OptimConfig
 from gla_ablate.data import build_source
 from gla_ablate.data.source import IGNORED
 from gla_ablate.model import build_model
+from gla_ablate.ops.cross_entropy import linear_cross_entropy, rows_at_once
 from gla_ablate.tracking import NonFinite, hparams_metrics, log_metrics
 
 
@@ -51,24 +51,26 @@ class AblationModule(L.LightningModule):
         counts = batch["targets"].flatten() != IGNORED  # [B·T]
         return batch if counts.all() else batch | {"labelled": counts.nonzero().squeeze(1)}
 
-    def logits_and_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits [N,vocab] and targets [N] at the N positions that count; the head doesn't see the others."""
+    def hidden_and_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden states [N,dim] and targets [N] at the N positions that count; the head doesn't see the others."""
         hidden = self.model.hidden(batch["inputs"]).flatten(0, 1)  # [B·T, dim]
         targets = batch["targets"].flatten()  # [B·T]
         if "labelled" in batch:
             hidden, targets = hidden[batch["labelled"]], targets[batch["labelled"]]
-        return self.model.head(hidden), targets
+        return hidden, targets
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        logits, targets = self.logits_and_targets(batch)
-        return F.cross_entropy(logits.float(), targets)
+        hidden, targets = self.hidden_and_targets(batch)
+        return linear_cross_entropy(hidden, self.model.head.weight, targets)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        logits, targets = self.logits_and_targets(batch)
+        hidden, targets = self.hidden_and_targets(batch)
         self.val_targets.update(len(targets))
-        self.val_loss.update(F.cross_entropy(logits.float(), targets, reduction="sum"))
+        self.val_loss.update(linear_cross_entropy(hidden, self.model.head.weight, targets, reduction="sum"))
         if self.bytes_per_token is None:
-            self.val_correct.update((logits.argmax(-1) == targets).sum())
+            at_once = rows_at_once(self.model.head.weight)
+            for own, target in zip(hidden.split(at_once), targets.split(at_once), strict=True):
+                self.val_correct.update((self.model.head(own).argmax(-1) == target).sum())
 
     def on_validation_epoch_end(self) -> None:
         targets = self.val_targets.compute()
