@@ -67,6 +67,7 @@ class TrainerConfig:
     max_time: float | None = None  # seconds of training in one go, after which a trial saves and ends "out of time"
     # auto: bf16-mixed where the device has it, else 32-true
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    compile: bool = False  # torch.compile the network of a training step, which takes a minute before the first
 
 
 @dataclass

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gla_ablate.config import Config, ModelConfig, OptimConfig
+from gla_ablate.config import Config, ModelConfig, OptimConfig, TrainerConfig
 from gla_ablate.data.module import DataModule
 from gla_ablate.data.source import IGNORED
 from gla_ablate.module import AblationModule, lr_factor
@@ -61,6 +61,28 @@ def test_head_sees_the_positions_that_count_and_no_others(masked, monkeypatch):
     monkeypatch.setattr(F, "linear", linear)
     module.training_step(module.on_before_batch_transfer(given, 0), 0)
     assert seen == [(given["targets"] != IGNORED).sum()]
+
+
+def test_a_compiled_network_trains_as_it_does_uncompiled_and_validates_as_it_is(monkeypatch):
+    compiled = []
+
+    def compile_(function):
+        compiled.append(torch._dynamo.optimize("aot_eager")(function))
+        return compiled[-1]
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    plain, module = (
+        AblationModule(Config(model=MODEL, data=MQAR, trainer=TrainerConfig(compile=on))) for on in (False, True)
+    )
+    assert module.hidden is compiled[0] and plain.hidden == plain.model.hidden
+    losses = [each.training_step(batch(False), 0) for each in (plain, module)]
+    torch.testing.assert_close(*losses)
+    ways = zip(losses, (plain, module), strict=True)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, [*each.parameters()]) for loss, each in ways))
+    assert [*plain.state_dict()] == [*module.state_dict()]
+    monkeypatch.setattr(module, "hidden", None)
+    module.eval()
+    module.hidden_and_targets(batch(False))
 
 
 def validated(module: AblationModule, data: dict, folder) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
