@@ -28,7 +28,12 @@ T = TypeVar("T")
 
 @dataclass
 class ModelConfig:
-    """The network. K = dim · expand_k / heads key channels and V = dim · expand_v / heads value channels a head."""
+    """The network. K = dim · expand_k / heads key channels and V = dim · expand_v / heads value channels a head.
+
+    `heads`, `expand_k`, `expand_v`, `chunk_size`, `backend`, `gate`, `short_conv` and `rope` are of gla layers,
+    `softmax_heads` and `window` of softmax layers. What belongs to a kind of layer that a model doesn't have changes
+    nothing there.
+    """
 
     dim: int = 128
     layers: int = 2
@@ -41,6 +46,11 @@ class ModelConfig:
     # tokens a chunk of the op, or auto, the fastest: changes speed, never the result beyond rounding
     chunk_size: int | Literal["auto"] = "auto"
     backend: str = "auto"  # of the op: auto | triton | torch
+    mixer: str | list[str] = "gla"  # of tokens: gla | softmax, or a list of them, repeated over the layers
+    short_conv: int = 0  # tokens that a causal depthwise convolution with SiLU on q, k and v sees; 0: none
+    rope: bool = False  # rotary positions on q and k, base 10000, which softmax layers always have
+    softmax_heads: int | Literal["auto"] = "auto"  # each dim / softmax_heads wide; auto: 64 channels or more
+    window: int | None = None  # tokens that a token sees, itself included; null: all before it
     gate: dict[str, Any] = field(default_factory=lambda: {"name": "data_dependent"})  # name and the gate's own options
 
 

@@ -17,7 +17,14 @@ from typing import Any, Literal
 
 from gla_ablate.config import Config, ModelConfig, check_type, fill, located, merge, resolve, to_dict
 from gla_ablate.errors import ConfigError, nearest
-from gla_ablate.experiment_checks import check_best_over, check_conditions, check_metric, check_name, check_seeds
+from gla_ablate.experiment_checks import (
+    check_best_over,
+    check_conditions,
+    check_metric,
+    check_name,
+    check_seeds,
+    check_used,
+)
 from gla_ablate.grid import Axis, Row, build_axes, fix, flatten, leaves, matches, points, spell, touches
 from gla_ablate.interpolation import Interpolate, interpolator
 from gla_ablate.matching import Measures, check_free, check_unreferenced, matched, solved_for
@@ -147,6 +154,7 @@ def trials(experiment: Experiment) -> list[Trial]:
     laid: list[dict[str, Any]] = []
     referring: list[dict[str, Any]] = []
     made: dict[int, ModelConfig] = {}
+    resolved: list[dict[str, Any]] = []
     with located(where):
         for i, point in enumerate(points(experiment.axes)):
             given = merge(merge(experiment.values, point), experiment.overrides)
@@ -161,9 +169,12 @@ def trials(experiment: Experiment) -> list[Trial]:
             grid.append((point, config))
             made[i] = config.model
             laid.append(given)
+            resolved.append(values)
             referring += [given] if experiment.match and values != given else []
         if not grid:
             raise ConfigError("exclude: leaves no point of the grid")
+        if "model.mixer" not in {key for axis in experiment.file_axes for row in axis for key in row}:
+            check_used(resolved, [config for _, config in grid])
         if experiment.match:
             check_unreferenced(experiment.match, referring, experiment.interpolate)
             measures = _measures(experiment, made)
@@ -277,6 +288,7 @@ def _label(point: dict[str, Any]) -> str:
     words = []
     for key, value in flatten(point).items():
         name = key.rpartition(".")[2]
+        value = "_".join(map(str, value)) if isinstance(value, list) else value
         words.append(str(value) if name == "name" else f"{name}{'' if _is_number(value) else '-'}{value}")
     label = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words))[:LABEL_LENGTH].strip("-._")
     return label or "base"

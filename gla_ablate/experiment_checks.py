@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gla_ablate.config import merge
+from gla_ablate.config import Config, merge
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.grid import MISSING, Axis, lookup, matches, points, spell
 from gla_ablate.interpolation import Interpolate
@@ -88,6 +88,20 @@ def check_best_over(best_over: list[str], baseline: dict[str, Any], factors: lis
             raise ConfigError(f"{where}: {key} stands twice")
         if any(other == key or other.startswith(f"{key}.") for other in fixed):
             raise ConfigError(f"{where}: report.baseline fixes {key}, the best of which is to be found")
+
+
+def check_used(given: list[dict[str, Any]], configs: list[Config]) -> None:
+    """Every option of a kind of layer that is set belongs to a layer of some trial. `given` are the values of the
+    trials before `resolve`, which drops what a model doesn't have. Raises `ConfigError`."""
+    from gla_ablate.model.kinds import KEYS, OPTIONS  # here, so that a mistyped file needn't wait for torch
+
+    for kind, keys in KEYS.items():
+        for key, unset in keys.items():
+            if key not in OPTIONS or any(getattr(config.model, key) != unset for config in configs):
+                continue
+            for value in (values["model"][key] for values in given):
+                if value != unset:
+                    raise ConfigError(f"model.{key}: got {str(value).lower()}, of {kind} layers, which no trial has")
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:

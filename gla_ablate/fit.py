@@ -98,7 +98,7 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
         "seconds": round(status.seconds, 3),
         "setup": status.setup,
         "params": count_parameters(config.model, vocab_size),
-        "state_size": state_size(config.model),
+        "state_size": state_size(config.model, config.data["seq_len"]),
         "flops_per_token": flops_per_token(config.model, vocab_size, config.data["seq_len"]),
         "tokens_per_s": log.tokens_per_s,
         "peak_mem_mb": peak_memory(device),

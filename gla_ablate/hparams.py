@@ -1,8 +1,8 @@
 """A trial's configuration as TensorBoard's HParams tab takes it: flat keys, of one type each, the same in every trial.
 
 HParams hides a run that lacks a key or types it otherwise. So what may be one type or another (`chunk_size`: a number
-or auto; `max_time`: a number or nothing) is text everywhere, and the options that only some gates or data sources have
-are one text together.
+or auto; `max_time`: a number or nothing; `mixer`: a name or several) is text everywhere, and the options that only some
+gates or data sources have are one text together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def flat_hparams(config: Config) -> dict[str, bool | int | float | str]:
         name = type(part).__name__.removesuffix("Config").lower()
         for key, value in vars(part).items():
             if not isinstance(value, dict):
-                flat[f"{name}.{key}"] = value if types[key] in (bool, int, float, str) else str(value)
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                flat[f"{name}.{key}"] = value if types[key] in (bool, int, float, str) else text
     return flat
 
 

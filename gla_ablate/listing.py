@@ -23,7 +23,7 @@ TRACED = 64  # different models whose memory is told
 
 
 def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[dict[str, str]]) -> None:
-    """A row per trial: parameters, numbers in the recurrent state of one sequence, the memory that training takes,
+    """A row per trial: parameters, numbers carried from token to token in one sequence, the memory that training takes,
     tokens, steps, and the time, judged by the trials under `out` that finished on a device like that of `slots`."""
     device = device_of(slots[0])
     known = past(out, device)
@@ -39,7 +39,8 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
         config, count = trial.config, tokens(trial)
         total += count
         size = parameters(config.model, build_source(config.data).vocab_size)
-        cells = [f"{size:,}", f"{state_size(config.model):,}", memory.get(trial.id, "–"), f"{count:,}"]
+        state = state_size(config.model, config.data["seq_len"])
+        cells = [f"{size:,}", f"{state:,}", memory.get(trial.id, "–"), f"{count:,}"]
         cells.append(f"{config.trainer.max_steps:,}")
         if known:
             steps = config.trainer.max_steps

@@ -167,12 +167,19 @@ def solve(model: ModelConfig, key: str, target: int, count: Callable[[ModelConfi
 def with_dim(model: ModelConfig, target: int, count: Callable[[ModelConfig], int]) -> ModelConfig:
     """The width among those that the heads allow at which there are nearly as many parameters as wanted."""
     from gla_ablate.model import check_model
+    from gla_ablate.model.kinds import check_mixers, mixers
     from gla_ablate.model.shapes import MAX_HEAD_DIM
 
     def allowed(dim: int) -> bool:
         widths = [dim * model.expand_k, dim * model.expand_v]
         whole = all(abs(width - round(width)) < 1e-6 and round(width) % model.heads == 0 for width in widths)
-        return whole and max(widths) <= MAX_HEAD_DIM * model.heads
+        if "gla" in mixers(model) and (not whole or max(widths) > MAX_HEAD_DIM * model.heads):
+            return False
+        try:
+            check_mixers(replace(model, dim=dim))
+        except ConfigError:  # of a head of an odd width
+            return False
+        return True
 
     dims = [dim for dim in range(math.ceil(model.dim / SEARCHED), int(model.dim * SEARCHED) + 1) if allowed(dim)]
     low, high = 0, len(dims) - 1

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from gla_ablate.config import Config
 from gla_ablate.model import count_parameters
+from gla_ablate.model.kinds import mixers
 from gla_ablate.model.language_model import LanguageModel
 from gla_ablate.model.shapes import build_gates
 from gla_ablate.ops.cross_entropy import linear_cross_entropy
@@ -52,16 +53,19 @@ class Peak(TorchDispatchMode):
 def training_bytes(config: Config, vocab_size: int, device: str, bf16: bool) -> int | None:
     """Weights, gradients, AdamW's moments and a step's activations at their peak; None if a step can't be traced so.
 
-    All targets count as the data's. Layers are alike, so that two tell what many take. CUDA's and the libraries' own
-    memory comes on top, and what the allocator rounds up.
+    All targets count as the data's. Layers with the same mixer are alike, so that the first and one more of each kind
+    tell what many take. CUDA's and the libraries' own memory comes on top, and what the allocator rounds up.
     """
     parameters = count_parameters(config.model, vocab_size)
+    first, *rest = mixers(config.model)
     try:
-        one = step_bytes(config, 1, vocab_size, device, bf16)
-        two = step_bytes(config, 2, vocab_size, device, bf16) if config.model.layers > 1 else one
+        total = one = step_bytes(config, 1, vocab_size, device, bf16)
+        for kind in set(rest):
+            pair = replace(config, model=replace(config.model, mixer=[first, kind]))
+            total += rest.count(kind) * (step_bytes(pair, 2, vocab_size, device, bf16) - one)
     except Exception:  # a plugin's gate can do anything, and so what needs numbers
         return None
-    return (WEIGHT + OPTIMISER) * parameters + one + (config.model.layers - 1) * (two - one)
+    return (WEIGHT + OPTIMISER) * parameters + total
 
 
 def step_bytes(config: Config, layers: int, vocab_size: int, device: str, bf16: bool, fake: bool = True) -> int:

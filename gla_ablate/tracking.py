@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gla_ablate.config import Config
 from gla_ablate.hparams import flat_hparams
+from gla_ablate.model.mixer import GLAMixer
 
 HISTOGRAM_VALUES = 4096  # values drawn from a gate's output for a histogram
 
@@ -185,6 +186,7 @@ class GateStatistics(L.Callback):
     gate/layer{l}/head{h}/memory    the memory length in tokens that it means, −1 / mean g, at most `seq_len`
 
     and in TensorBoard, under `…_histogram`, the distribution of both over the tokens and channels of the first batch.
+    l counts all layers; those without a gate, softmax layers, have nothing of this.
     Without decay, forget is 1 and memory `seq_len`. A gate that lets the state grow, g > 0, is no forget gate and fails
     the trial with a `ValueError`: the op doesn't look at values, and the trial might even win.
     """
@@ -192,29 +194,30 @@ class GateStatistics(L.Callback):
     def __init__(self, seq_len: int) -> None:
         self.seq_len = seq_len
         self._hooks: list[Any] = []
-        self._sums: list[Tensor] = []  # a layer: [2, H], batch rows · means of exp(g) and of g
-        self._samples: list[Tensor] = []  # a layer: [H, n], values of g
-        self._largest: list[Tensor] = []  # a layer: the largest g so far
+        self._sums: dict[int, Tensor] = {}  # a layer: [2, H], batch rows · means of exp(g) and of g
+        self._samples: dict[int, Tensor] = {}  # a layer: [H, n], values of g
+        self._largest: dict[int, Tensor] = {}  # a layer: the largest g so far
         self._rows = 0
 
     def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
-        self._sums, self._samples, self._largest, self._rows = [], [], [], 0
+        self._sums, self._samples, self._largest, self._rows = {}, {}, {}, 0
         for layer, block in enumerate(module.model.blocks):
-            self._hooks.append(block.mixer.gate.register_forward_hook(self._observer(layer, block.mixer.heads)))
+            if isinstance(block.mixer, GLAMixer):
+                self._hooks.append(block.mixer.gate.register_forward_hook(self._observer(layer, block.mixer.heads)))
 
     def _observer(self, layer: int, heads: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor | None], None]:
         def observe(gate: nn.Module, args: tuple[Tensor, ...], g: Tensor | None) -> None:
             x = args[0]
             values = by_head(g, heads, x.device)  # [H, n]
             sums = len(x) * torch.stack([values.exp().mean(1), values.mean(1)])
-            if layer == len(self._sums):  # the first batch
-                self._sums.append(sums)
-                self._samples.append(values[:, :: math.ceil(values.shape[1] / HISTOGRAM_VALUES)])
-                self._largest.append(values.max())
+            if layer not in self._sums:  # the first batch
+                self._sums[layer] = sums
+                self._samples[layer] = values[:, :: math.ceil(values.shape[1] / HISTOGRAM_VALUES)]
+                self._largest[layer] = values.max()
             else:
                 self._sums[layer] += sums
                 self._largest[layer] = torch.maximum(self._largest[layer], values.max())
-            if layer == 0:
+            if layer == min(self._sums):
                 self._rows += len(x)
 
         return observe
@@ -223,12 +226,14 @@ class GateStatistics(L.Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for layer, largest in enumerate(torch.stack(self._largest).tolist()):
+        if not self._sums:  # a model of softmax layers alone
+            return
+        for layer, largest in zip(self._sums, torch.stack([*self._largest.values()]).tolist(), strict=True):
             if largest > 0:
                 raise ValueError(f"the gate of layer {layer} gave a log decay of {largest:g}, takes at most 0")
-        means = torch.stack(self._sums).cpu() / self._rows  # [L, 2, H]
+        means = torch.stack([*self._sums.values()]).cpu() / self._rows  # [layers with a gate, 2, H]
         scalars = {}
-        for layer, (forget, g) in enumerate(means):
+        for layer, (forget, g) in zip(self._sums, means, strict=True):
             for head, (f, m) in enumerate(zip(forget.tolist(), memory_length(g, self.seq_len).tolist(), strict=True)):
                 scalars[f"gate/layer{layer}/head{head}/forget"] = f
                 scalars[f"gate/layer{layer}/head{head}/memory"] = m
@@ -238,7 +243,7 @@ class GateStatistics(L.Callback):
                 self._add_histograms(logger, trainer.global_step)
 
     def _add_histograms(self, logger: TensorBoardLogger, step: int) -> None:
-        for layer, sample in enumerate(self._samples):
+        for layer, sample in self._samples.items():
             for head, g in enumerate(sample.cpu()):
                 tag = f"gate/layer{layer}/head{head}"
                 logger.experiment.add_histogram(f"{tag}/forget_histogram", g.exp(), step)

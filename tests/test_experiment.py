@@ -107,6 +107,20 @@ def test_the_axis_of_a_choice_carries_no_option_over(expand):
     ]
 
 
+def test_mixers_and_lists_of_them_can_be_an_axis(expand):
+    text = "set: {model.layers: 4, model.window: 8}\ngrid: {model.mixer: [gla, [gla, gla, softmax], softmax]}"
+    found = expand(text)
+    assert [t.config.model.mixer for t in found] == ["gla", ["gla", "gla", "softmax"], "softmax"]
+    assert [t.config.model.window for t in found] == [None, 8, 8]
+    assert [t.id[:-19] for t in found] == ["mixer-gla", "mixer-gla_gla_softmax", "mixer-softmax"]
+    assert [t.id for t in expand(text, "model.mixer=[gla, gla, softmax]")] == [found[1].id]
+    assert [t.id for t in expand(text, "model.mixer=gla")] == [found[0].id]
+    assert [t.id for t in expand(f"{text}\nexclude: [{{model.mixer: [gla, gla, softmax]}}]")] == [
+        found[0].id,
+        found[2].id,
+    ]
+
+
 def test_the_data_source_can_be_an_axis(expand):
     found = expand("grid: {data.name: [mqar, stdlib]}")
     assert [t.config.data["batch_size"] for t in found] == [2, 2]
@@ -215,6 +229,19 @@ def test_the_best_is_taken_over_one_factor_or_several(expand, tmp_path, given):
         ("grid: {model.heads: [2, 3]}", r"model\.heads: got 3.*\(at model\.heads=3\)"),
         ("grid: {model.gate: [none]}", r"model\.gate: got 'none', takes a mapping, such as \{name: none\}"),
         ("grid: {model.gate: [{name: none, rank: 2}]}", r"model\.gate\.rank: gate 'none' has no such option"),
+        ("grid: {model.mixer: [gla, sofmax]}", r"model\.mixer: got 'sofmax', did you mean 'softmax'\?"),
+        ("grid: {model.mixer: [gla, [gla]]}", r"two points are the same trial: model\.mixer=gla and .*=\[gla\]"),
+        (
+            "set: {model.mixer: softmax}\ngrid: {model.gate.name: [none, fixed_decay]}",
+            r"two points are the same trial: model\.gate\.name=none and model\.gate\.name=fixed_decay",
+        ),
+        (
+            "set: {model.mixer: softmax}\ngrid: {model.heads: [1, 2]}",
+            r"two points are the same trial: model\.heads=1 and model\.heads=2",
+        ),
+        ("set: {model.window: 8}", r"model\.window: got 8, of softmax layers, which no trial has"),
+        ("grid: {model.window: [null, 8]}", r"model\.window: got 8, of softmax layers, which no trial has"),
+        ("set: {model.mixer: softmax, model.rope: true}", r"model\.rope: got true, of gla layers, which no trial has"),
         ("grid: {model.heads: [2, 2]}", r"two points are the same trial: model\.heads=2 and model\.heads=2"),
         (
             "grid: {model.gate: [{name: data_dependent}, {name: data_dependent, rank: 16}]}",

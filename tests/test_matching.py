@@ -75,6 +75,25 @@ def test_a_gates_options_are_free_where_the_baseline_sets_its_name(expand, basel
     assert near(dependent, none) and dependent.config.model.gate["rank"] == 16
 
 
+@pytest.mark.parametrize("match", ["params", "{params: model.dim}"])
+def test_a_transformer_of_any_width_can_be_solved_for(expand, match):
+    grid = "grid: {model.mixer: [gla, softmax]}\nreport: {baseline: {model.mixer: gla}}"
+    gla, softmax = expand(f"{grid}\nset: {{model.dim: 768, model.layers: 1, model.heads: 4}}\nmatch: {match}\n")
+    assert near(softmax, gla)
+
+
+@pytest.mark.parametrize("match", ["params", "{params: model.dim}"])
+def test_other_mixers_have_as_many_parameters_too(expand, match):
+    mixers = "[gla, softmax, [gla, softmax]]"
+    found = expand(
+        f"set: {{model.gate.rank: 32, model.short_conv: 4, model.softmax_heads: 4}}\n"
+        f"grid: {{model.mixer: {mixers}}}\nreport: {{baseline: {{model.mixer: gla}}}}\nmatch: {match}\n"
+    )
+    assert all(near(trial, found[0]) for trial in found)
+    assert all(trial.config.model.dim % 8 == 0 for trial in found)  # four heads of an even width
+    assert [trial.config.model.mixer for trial in found] == ["gla", "softmax", ["gla", "softmax"]]
+
+
 def test_a_point_whose_baseline_is_excluded_is_measured_all_the_same(expand):
     text = f"grid: {{model.gate: {GATES}, model.chunk_size: [32, 64]}}\n{AGAINST_NONE}match: params\n"
     none, *others = expand(f"{text}exclude: [{{model.gate.name: none, model.chunk_size: 32}}]\n")

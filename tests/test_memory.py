@@ -26,8 +26,16 @@ def test_a_step_without_data_takes_what_a_real_one_does(gate, bf16):
     assert step_bytes(config, 2, 256, "cpu", bf16) == step_bytes(config, 2, 256, "cpu", bf16, fake=False) > 50_000
 
 
-def test_two_layers_tell_what_five_take():
-    config = small(layers=5)
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("window", [None, 8])
+def test_a_step_of_other_mixers_without_data_takes_what_a_real_one_does(window, bf16):
+    config = small(mixer=["gla", "softmax"], short_conv=4, rope=True, window=window)
+    assert step_bytes(config, 2, 256, "cpu", bf16) == step_bytes(config, 2, 256, "cpu", bf16, fake=False) > 50_000
+
+
+@pytest.mark.parametrize("mixer", ["gla", "softmax", ["gla", "gla", "softmax"], ["softmax", "gla"]], ids=str)
+def test_two_layers_tell_what_five_take(mixer):
+    config = small(layers=5, mixer=mixer)
     whole = step_bytes(config, 5, 256, "cpu", False) + 12 * count_parameters(config.model, 256)
     assert training_bytes(config, 256, "cpu", False) == pytest.approx(whole, rel=1e-3)
 

@@ -168,6 +168,20 @@ def test_statistics_are_those_of_the_gates_over_the_whole_validation(name, tmp_p
     assert len(gate._forward_hooks) == 1  # this test's own
 
 
+@pytest.mark.parametrize(
+    ("mixer", "layers"), [(["gla", "softmax"], {"0", "2"}), (["softmax", "gla"], {"1", "3"}), ("softmax", set())]
+)
+def test_statistics_are_of_the_layers_that_have_a_gate(mixer, layers, tmp_path):
+    config = Config(model=check_model(ModelConfig(dim=32, layers=4, mixer=mixer)), data=MQAR | {"val_tokens": 64})
+    csv = MetricsCSV(tmp_path / "metrics.csv")
+    trainer = L.Trainer(
+        accelerator="cpu", logger=csv, callbacks=[GateStatistics(seq_len=16)], enable_progress_bar=False
+    )
+    trainer.validate(AblationModule(config), DataModule(config.data, seed=0), verbose=False)
+    named = {tag.split("/")[1].removeprefix("layer") for tag in csv.last if tag.startswith("gate/")}
+    assert named == layers
+
+
 def test_a_gate_that_lets_the_state_grow_is_found(tmp_path):
     module = AblationModule(Config(model=check_model(MODEL), data=MQAR | {"val_tokens": 64}))
     module.model.blocks[1].mixer.gate.register_forward_hook(lambda gate, args, g: -g)
@@ -183,14 +197,16 @@ def test_a_gate_that_lets_the_state_grow_is_found(tmp_path):
 
 def test_hyperparameters_have_the_same_keys_and_types_whatever_the_gate_and_the_data():
     trials = [
-        Config(model=check_model(ModelConfig(gate={"name": name})), data=data)
+        Config(model=check_model(ModelConfig(gate={"name": name}, mixer=mixer)), data=data)
         for name in GATES.names()
+        for mixer in ("gla", ["gla", "softmax"])
         for data in (MQAR, {"name": "stdlib", "seq_len": 8, "batch_size": 2})
     ]
     kinds = [{key: type(value) for key, value in flat_hparams(trial).items()} for trial in trials]
     assert all(kind == kinds[0] for kind in kinds)
     assert set(kinds[0].values()) <= {bool, int, float, str}
     assert flat_hparams(trials[0])["model.gate_options"] == "rank=16, tau=16.0"
+    assert [flat_hparams(trials[i])["model.mixer"] for i in (0, 2)] == ["gla", "gla,softmax"]
 
 
 def test_a_trial_declares_what_it_is_without_logging_a_value(tmp_path):

@@ -1,6 +1,8 @@
-"""One block of the network: RMSNorm → GLA layer → residual, RMSNorm → SwiGLU → residual."""
+"""One block of the network: RMSNorm → mixer → residual, RMSNorm → SwiGLU → residual."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from gla_ablate.config import ModelConfig
 from gla_ablate.model.gates import Gate
 from gla_ablate.model.mixer import NORM_EPS, GLAMixer
 from gla_ablate.model.shapes import ffn_width
+from gla_ablate.model.softmax import SoftmaxMixer
 
 
 class SwiGLU(nn.Module):
@@ -25,15 +28,16 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x [B,T,dim] → [B,T,dim]."""
+    """x [B,T,dim] → [B,T,dim]. Without a gate its mixer is softmax attention."""
 
-    def __init__(self, config: ModelConfig, gate: Gate) -> None:
+    def __init__(self, config: ModelConfig, gate: Gate | None) -> None:
         super().__init__()
         self.mixer_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.mixer = GLAMixer(config, gate)
+        self.mixer = SoftmaxMixer(config) if gate is None else GLAMixer(config, gate)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.ffn = SwiGLU(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x))
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        """With a `cache` of its mixer's, x goes on from it."""
+        x = x + self.mixer(self.mixer_norm(x), cache)
         return x + self.ffn(self.ffn_norm(x))

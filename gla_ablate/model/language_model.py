@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +16,16 @@ from gla_ablate.model.shapes import build_gates
 
 
 class LanguageModel(nn.Module):
-    """Next-token model: tokens [B,T] → logits [B,T,vocab]. Made by `build_model`."""
+    """Next-token model: tokens [B,T] → logits [B,T,vocab]. Made by `build_model`.
 
-    def __init__(self, config: ModelConfig, vocab_size: int, gates: list[Gate]) -> None:
+    To decode, a prompt and then token by token, each call going on from the last:
+
+        cache = model.new_cache(batch, length)
+        logits = model(prompt, cache)[:, -1]
+        logits = model(next_token, cache)[:, -1]  # next_token [B,1]
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, gates: list[Gate | None]) -> None:
         super().__init__()
         # Without nn.Embedding's own draw: it is not needed, and on the meta device it loads torch's compiler (1.3 s).
         self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, config.dim), freeze=False)
@@ -26,15 +35,32 @@ class LanguageModel(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def new_cache(self, batch: int, length: int) -> list[Any]:
+        """What each layer keeps of the tokens before, for `batch` sequences: nothing yet, and on the device of the
+        weights. All memory that decoding keeps is taken here.
+
+        A gla layer keeps a state of one size (`RecurrentCache`), a softmax layer the keys and values of `length`
+        tokens, or of its window if that is shorter (`SoftmaxCache`). Raises `ValueError` for a number below 1.
+        """
+        for name, given in (("batch", batch), ("length", length)):
+            if given < 1:
+                raise ValueError(f"{name}: got {given}, takes a whole number from 1")
+        return [cast(Block, block).mixer.new_cache(batch, length) for block in self.blocks]
+
+    def hidden(self, tokens: Tensor, cache: list[Any] | None = None) -> Tensor:
         """tokens [B,T] → normalised hidden states [B,T,dim], what the head reads."""
         x = self.embedding(tokens)
-        for block in self.blocks:
-            x = block(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache[layer])
         return self.norm(x)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.hidden(tokens))
+    def forward(self, tokens: Tensor, cache: list[Any] | None = None) -> Tensor:
+        """With a `cache` from `new_cache`, the T ≥ 1 tokens go on from those that it has seen, and it is updated in
+        place; without gradients. Raises `ValueError` for more tokens than a softmax layer's cache holds."""
+        if cache is None:
+            return self.head(self.hidden(tokens))
+        with torch.no_grad():
+            return self.head(self.hidden(tokens, cache))
 
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int = 0) -> LanguageModel:

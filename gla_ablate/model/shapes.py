@@ -10,6 +10,7 @@ from gla_ablate.config import ModelConfig
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.model.gates import GATES, Gate, GateShape
 from gla_ablate.model.initialise import seeded
+from gla_ablate.model.kinds import check_mixers, check_names, mixers
 
 BACKENDS = ("auto", "triton", "torch")
 MAX_HEAD_DIM = 512  # the op's limit on K and V
@@ -49,18 +50,22 @@ def build_gate(config: ModelConfig, layer: int, seed: int) -> Gate:
         return gate_class(gate_shape(config, layer), **options)
 
 
-def build_gates(config: ModelConfig, seed: int) -> list[Gate]:
-    """One gate a layer, on the CPU."""
+def build_gates(config: ModelConfig, seed: int) -> list[Gate | None]:
+    """One gate a layer, on the CPU; None for a layer without, which softmax layers are."""
+    kinds = mixers(config)
+    if "gla" not in kinds:
+        return [None] * config.layers
     with seeded(seed, "gate.shared"):
         shared = GATES[config.gate["name"]].build_shared(gate_shape(config, layer=0))
-    gates = [build_gate(config, layer, seed) for layer in range(config.layers)]
+    gates = [build_gate(config, layer, seed) if kind == "gla" else None for layer, kind in enumerate(kinds)]
     for gate in gates:
-        gate.shared = shared
+        if gate is not None:
+            gate.shared = shared
     return gates
 
 
 def check_model(config: ModelConfig) -> ModelConfig:
-    """`config` with the gate's options completed by their defaults.
+    """`config` with the gate's options completed by their defaults, and its mixers as `check_mixers` spells them.
 
     Raises `ConfigError`, with the dotted key, for a value that no model can have.
     """
@@ -70,14 +75,15 @@ def check_model(config: ModelConfig) -> ModelConfig:
     for key in ("expand_k", "expand_v", "ffn_ratio"):
         if not (math.isfinite(getattr(config, key)) and getattr(config, key) > 0):
             raise ConfigError(f"model.{key}: got {getattr(config, key)}, takes a number above 0")
-    for key in ("expand_k", "expand_v"):
+    check_names(config)
+    for key in ("expand_k", "expand_v") if "gla" in mixers(config) else ():
         _check_heads(config, key)
     if config.chunk_size not in ("auto", 16, 32, 64, 128, 256):
         raise ConfigError(f"model.chunk_size: got {config.chunk_size}, takes auto, 16, 32, 64, 128 or 256")
     if config.backend not in BACKENDS:
         hint = nearest(config.backend, BACKENDS)
         raise ConfigError(f"model.backend: got {config.backend!r}{hint} (valid: {', '.join(BACKENDS)})")
-    return replace(config, gate=_check_gate(config))
+    return check_mixers(replace(config, gate=_check_gate(config)))
 
 
 def _check_heads(config: ModelConfig, key: str) -> None:

@@ -26,7 +26,7 @@ class Point:
     baseline: dict[str, Any] | None  # the values of its baseline (`baselines`), itself if it is one
     against: Interval | None  # the metric less the baseline's, seed by seed; None without a seed that both have
     params: int | None
-    state_size: int | None  # numbers in the recurrent state of all layers, one sequence
+    state_size: int | None  # numbers that all layers carry from token to token, one sequence
     flops_per_token: float | None
     tokens_per_s: float | None  # mean over seeds
     peak_mem_mb: float | None  # largest over seeds

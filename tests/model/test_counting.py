@@ -17,6 +17,7 @@ from gla_ablate.model import (
     count_parameters,
     flops_per_token,
     mixer,
+    softmax,
     state_size,
 )
 from gla_ablate.ops import gated_linear_attention
@@ -79,6 +80,54 @@ def test_flops_are_those_that_torch_counts_outside_the_op(gate, monkeypatch):
     assert flops_per_token(config, 19, 64) == pytest.approx(3 * (counted.get_total_flops() / 128 + 3 * 2 * op))
 
 
+@pytest.mark.parametrize("mixer", ["gla", "softmax", ["gla", "softmax"]], ids=str)
+def test_count_of_other_mixers_is_that_of_the_model_itself(mixer):
+    config = check_model(ModelConfig(dim=48, layers=3, heads=3, mixer=mixer, short_conv=4))
+    assert count_parameters(config, 19) == sum(p.numel() for p in build_model(config, 19).parameters())
+
+
+def test_transformer_has_as_many_parameters_as_gla_without_its_gate():
+    gla, softmax = (count_parameters(ModelConfig(mixer=m, gate={"name": "none"}), 256) for m in ("gla", "softmax"))
+    assert gla - 2 * 64 == softmax  # the norm of the heads
+
+
+@pytest.mark.parametrize("window", [None, 5, 400])
+def test_state_size_is_what_a_cache_holds_after_the_sequence(window):
+    config = check_model(ModelConfig(dim=48, layers=4, heads=2, mixer=["gla", "softmax"], short_conv=3, window=window))
+    kept = build_model(config, vocab_size=19).new_cache(1, 200)
+    numbers = sum(entry.k.numel() + entry.v.numel() for entry in kept[1::2])
+    numbers += sum(entry.state.numel() + sum(x.numel() for x in entry.inputs.values()) for entry in kept[::2])
+    assert state_size(config, 200) == numbers
+
+
+def test_state_of_softmax_layers_is_none_without_a_length():
+    with pytest.raises(ValueError, match="seq_len: got None, takes a number of tokens"):
+        state_size(ModelConfig(mixer="softmax"))
+
+
+def test_flops_of_other_mixers_are_those_that_torch_counts_outside_the_products_of_attention(monkeypatch):
+    config = check_model(ModelConfig(dim=48, layers=4, heads=2, mixer=["gla", "softmax"], short_conv=3, chunk_size=16))
+    model, tokens = build_model(config, vocab_size=19), torch.zeros(2, 64, dtype=torch.long)
+    monkeypatch.setattr(mixer, "gated_linear_attention", lambda q, k, v, g, **options: (v, None))
+    monkeypatch.setattr(softmax, "attend", lambda q, k, v, window: v)
+    with FlopCounterMode(display=False) as counted:
+        model(tokens)
+    op = 2 * (4 * 12 * 24 + 17 * (12 + 24))  # a token and layer of two heads
+    products = 4 * 48 * 65 / 2  # a token sees 1, 2, …, 64
+    assert flops_per_token(config, 19, 64) == pytest.approx(
+        3 * (counted.get_total_flops() / 128 + 2 * op + 2 * products)
+    )
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 63, 64, 65, 1000])
+def test_flops_of_a_window_are_of_the_tokens_that_are_seen(window):
+    def flops(window):
+        return flops_per_token(ModelConfig(mixer="softmax", layers=1, dim=32, window=window), 19, 64)
+
+    seen = sum(min(token, window) for token in range(1, 65)) / 64
+    assert flops(None) - flops(window) == pytest.approx(3 * 4 * 32 * (65 / 2 - seen))
+
+
 def test_flops_of_the_op_grow_with_the_chunk_until_it_holds_the_sequence():
     costs = [flops_per_token(ModelConfig(chunk_size=c), vocab_size=256, seq_len=64) for c in (16, 32, 64, 128, 256)]
     assert costs[0] < costs[1] < costs[2] == costs[3] == costs[4]
@@ -96,7 +145,7 @@ import sys
 from gla_ablate.config import ModelConfig
 from gla_ablate.model import GATES, check_model, count_parameters, flops_per_token
 for name in GATES.names():
-    config = check_model(ModelConfig(gate={"name": name}))
+    config = check_model(ModelConfig(gate={"name": name}, mixer=["gla", "softmax"], short_conv=4, rope=True))
     count_parameters(config, 256), flops_per_token(config, 256, 256)
 print(*{"lightning", "datasets", "torch._dynamo"} & set(sys.modules))
 """

@@ -7,6 +7,7 @@ import pytest
 from gla_ablate.config import ModelConfig
 from gla_ablate.errors import ConfigError
 from gla_ablate.model import GATES, Gate, check_model, register_gate
+from gla_ablate.model.kinds import mixers, softmax_heads
 
 
 def test_options_of_the_gate_are_completed():
@@ -44,6 +45,22 @@ def test_checked_config_passes_unchanged():
         ({"gate": {"name": "data_dependent", "rank": "x"}}, "model.gate.rank: got 'x', takes int"),
         ({"gate": {"name": "data_dependent", "rank": 0}}, "model.gate.rank: got 0, takes a whole number from 1"),
         ({"gate": {"name": "data_dependent", "tau": -1}}, "model.gate.tau: got -1.0, takes a number above 0"),
+        ({"mixer": "softmx"}, "model.mixer: got 'softmx', did you mean 'softmax'? (valid: gla, softmax)"),
+        ({"mixer": ["gla", "mamba"]}, "model.mixer: got 'mamba' (valid: gla, softmax)"),
+        ({"mixer": []}, "model.mixer: got 0 names, takes from one to as many as model.layers, 2"),
+        ({"mixer": ["gla", "gla", "softmax"]}, "model.mixer: got 3 names, takes from one to as many as"),
+        ({"mixer": "softmax", "window": 0}, "model.window: got 0, takes a whole number from 1, or null"),
+        ({"window": -1}, "model.window: got -1"),
+        ({"short_conv": -1}, "model.short_conv: got -1, takes a whole number from 0 (none) to 1024"),
+        ({"short_conv": 5000}, "model.short_conv: got 5000"),
+        ({"rope": True, "dim": 96, "heads": 16}, "model.rope: got true, which turns pairs of channels; a head of q"),
+        ({"mixer": "softmax", "softmax_heads": 0}, "model.softmax_heads: got 0, takes auto, or a divisor of"),
+        ({"mixer": "softmax", "softmax_heads": 3}, "model.softmax_heads: got 3, takes auto, or a divisor of"),
+        ({"mixer": "softmax", "softmax_heads": 128}, "model.softmax_heads: got 128, which makes softmax heads of 1"),
+        (
+            {"mixer": "softmax", "dim": 33},
+            "model.dim: got 33, which makes softmax heads of 33 channels",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -51,6 +68,48 @@ def test_impossible_model_is_refused_by_its_dotted_key(change, message):
     with pytest.raises(ConfigError) as error:
         check_model(replace(ModelConfig(), **change))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "spelled"),
+    [
+        (["gla"], "gla"),
+        (["softmax", "softmax"], "softmax"),
+        (["gla", "softmax", "gla", "softmax"], ["gla", "softmax"]),
+        (["gla", "gla", "softmax"], ["gla", "gla", "softmax"]),  # and gla again
+        (["gla", "softmax", "softmax", "gla"], ["gla", "softmax", "softmax"]),
+    ],
+    ids=str,
+)
+def test_mixers_are_spelled_one_way_and_mean_the_same_layers(given, spelled):
+    config = ModelConfig(layers=4, mixer=given)
+    checked = check_model(config)
+    assert checked.mixer == spelled
+    assert mixers(checked) == mixers(config)
+
+
+def test_a_model_has_no_options_of_layers_that_it_does_not_have():
+    options = {"short_conv": 4, "rope": True, "window": 8, "softmax_heads": 1}
+    gla, softmax, both = (check_model(ModelConfig(mixer=m, **options)) for m in ("gla", "softmax", ["gla", "softmax"]))
+    assert gla == check_model(ModelConfig(short_conv=4, rope=True))
+    others = [
+        {"gate": {"name": "fixed_decay"}},
+        {"heads": 1000},
+        {"expand_k": 0.3},
+        {"expand_v": 9.0},
+        {"chunk_size": 64},
+    ]
+    for other in others:
+        assert softmax == check_model(ModelConfig(mixer="softmax", window=8, softmax_heads=1, **other))
+    assert {key: getattr(both, key) for key in options} == options
+    assert all(check_model(config) == config for config in (gla, softmax, both))
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads"), [(32, 1), (64, 1), (96, 1), (128, 2), (200, 2), (1000, 10), (1024, 16), (2048, 32)]
+)
+def test_softmax_heads_are_64_channels_wide_or_a_little_more(dim, heads):
+    assert softmax_heads(check_model(ModelConfig(dim=dim, mixer="softmax"))) == heads
 
 
 def test_widths_that_floats_blur_are_whole():
