@@ -1,4 +1,5 @@
-"""Figures from what `op.py` recorded; also by itself, for a run killed before it drew or one without matplotlib.
+"""Figures from what `op.py` or `decoding.py` recorded; also by itself, for a run killed before it drew or one without
+matplotlib.
 
     python benchmarks/plot.py op.json [sweep.json ...] op.png
 
@@ -33,9 +34,11 @@ MARKS = "osD^vPX"
 
 
 def draw(record: dict[str, Any]) -> bytes:
-    """A PNG of the forms, or of time against T and of the share of the floor, whichever the rows have."""
+    """A PNG of the forms, of decoding, or of time against T and of the share of the floor, whichever the rows have."""
     rows = [row for row in record["rows"] if not row.get("note")]
-    if record["forms"]:
+    if record.get("decoding"):
+        panels = decoding_panels(rows)
+    elif record["forms"]:
         panels = forms_panels(rows, record["size"])
     else:
         panels = [panel for panel in (sweep_panel(rows), floor_panel(rows)) if panel]
@@ -58,6 +61,19 @@ def forms_panels(rows: list[dict[str, Any]], size: dict[str, int]) -> list[tuple
                 curves.setdefault(row["form"], {})[row["T"]] = row[key]
         if curves:
             panels.append((draw_lines, curves, label, ", ".join(f"{name} {n}" for name, n in size.items())))
+    return panels
+
+
+def decoding_panels(rows: list[dict[str, Any]]) -> list[tuple]:
+    """What a token costs against how many came before: on the device alone, where a step could be captured."""
+    panels = []
+    for keys, label in ((("replay_ms", "ms"), "ms a token"), (("cache_mib",), "carried from token to token, MiB")):
+        curves: Curves = {}
+        for row in rows:
+            value = next(row[key] for key in keys if row[key])
+            curves.setdefault(f"{row['mixer']}, batch {row['batch']}", {})[row["context"]] = value
+        if curves:
+            panels.append((draw_lines, curves, label, "a token after T others"))
     return panels
 
 
@@ -100,6 +116,9 @@ def draw_lines(axes: Axes, curves: Curves, label: str, title: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{T // 1024}k" if T % 1024 == 0 else str(T) for T in ticks])
     low, high = axes.get_ylim()
+    if high / low < 10:  # what hardly varies shall look so
+        middle = (low * high) ** 0.5
+        low, high = axes.set_ylim(middle / 10**0.5, middle * 10**0.5)
     axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 300 else (1, 2, 5), numticks=12))
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -8,40 +8,32 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from gla_ablate.errors import ConfigError, nearest
+from gla_ablate.arguments import check_company, parser, read_prompt
+from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Experiment, Trial, load_experiment, record, trials
 from gla_ablate.interruption import ended_alike
-from gla_ablate.launch.slurm_options import slurm_option
 from gla_ablate.status import read_json, write_json
 
-LAUNCHERS = ("local", "ray", "slurm")
 OTHERS = 1.0  # seconds for a --status that looks whether the folder's lock is held
 NAMED = 5  # trials that are named of those that don't belong to the grid any more
 WIDTH_OF_A_LOG = 160  # columns of a table that isn't printed on a terminal
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see python run.py --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; a `ConfigError` becomes one line on stderr."""
     try:
         with ended_alike():
-            return _run(_parser().parse_intermixed_args(arguments))
+            return _run(parser().parse_intermixed_args(arguments))
     except ConfigError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -62,68 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="run.py", description="Run a grid of trials and report on it.", allow_abbrev=False)
-    parser.add_argument(
-        "experiment", nargs="?", type=Path, help="a YAML such as experiments/quickstart.yaml, or one trial's folder"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="in every trial; it fixes an axis of the grid"
-    )
-    parser.add_argument("--jobs", type=_from(1), help="trials at a time (default: one per GPU, else 2; 32 of SLURM's)")
-    parser.add_argument("--per-gpu", type=_from(1), metavar="N", help="trials at a time on each GPU (default: 1)")
-    parser.add_argument(
-        "--launcher",
-        type=_launcher,
-        default="local",
-        metavar="local|ray|slurm",
-        help="where trials run (default: local)",
-    )
-    parser.add_argument(
-        "--slurm",
-        action="append",
-        type=slurm_option,
-        default=[],
-        metavar="key=value",
-        help="of each trial's job, such as partition=gpu",
-    )
-    parser.add_argument("--out", type=Path, help="folder of all experiments (default: runs)")
-    parser.add_argument("--retry-failed", action="store_true", help="also trials that failed by a fault of their own")
-    parser.add_argument(
-        "--max-retries", type=_from(0), default=0, metavar="N", help="how often a trial that was killed starts again"
-    )
-    parser.add_argument("--fail-fast", action="store_true", help="end the grid with the first trial that fails")
-    parser.add_argument(
-        "--frozen", action="store_true", help="refuse to run a package with changes that are not committed"
-    )
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="print every trial and what it costs, start nothing")
-    instead.add_argument("--status", action="store_true", help="print how each trial stands, start nothing")
-    instead.add_argument("--report", action="store_true", help="write the report of what has run, start nothing")
-    instead.add_argument("--list-gates", action="store_true", help="print the gates, an experiment's plugins included")
-    return parser
-
-
-def _from(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,6}", text) or int(text) < least:
-            most = ", below a million" if text.isdecimal() and len(text) > 6 else ""
-            raise argparse.ArgumentTypeError(f"got {text!r}, takes a whole number from {least}{most}")
-        return int(text)
-
-    return whole_number
-
-
-def _launcher(text: str) -> str:
-    if text not in LAUNCHERS:
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes local, ray or slurm{nearest(text, LAUNCHERS)}")
-    return text
-
-
 def _run(given: argparse.Namespace) -> int:
     # Late imports: torch takes seconds that --help and a mistyped file shouldn't cost, and pandas seconds that only
     # the report should.
     console = _console()
+    check_company(given)
+    if given.generate is not None:
+        return _generate(given)
+    if given.export is not None:
+        return _export(given, console)
     if given.frozen:
         _check_frozen()
     _check_launcher(given)
@@ -171,6 +110,28 @@ def _run(given: argparse.Namespace) -> int:
 
     write_report(folder, console)
     return code
+
+
+def _generate(given: argparse.Namespace) -> int:
+    """Go on with a text, from a trained trial's folder."""
+    prompt = read_prompt(given)
+    from gla_ablate.continuation import go_on
+
+    options = {name: value for name in ("tokens", "temperature", "top_k", "top_p", "seed")
+               if (value := getattr(given, name)) is not None}  # fmt: skip
+    go_on(given.generate, prompt, **options)
+    return 0
+
+
+def _export(given: argparse.Namespace, console: Console) -> int:
+    """Write a trained trial's weights for use elsewhere."""
+    from gla_ablate.export import export
+    from gla_ablate.loading import WEIGHTS
+
+    folder = export(given.export, given.to)
+    size = (folder / WEIGHTS).stat().st_size / 2**20
+    console.print(f"{folder / WEIGHTS}: {size:,.1f} MiB", highlight=False, markup=False, soft_wrap=True)
+    return 0
 
 
 def _check_launcher(given: argparse.Namespace) -> None:

@@ -198,6 +198,14 @@ def resolve(values: Mapping[str, Any]) -> Config:
     the dotted key.
     """
     from gla_ablate.data import check_data  # here, so that reading the schema alone doesn't import torch
+
+    config = resolve_model(values)
+    config.data = check_data(config.data)
+    return config
+
+
+def resolve_model(values: Mapping[str, Any]) -> Config:
+    """As `resolve`, but for `data`, which stays as given: weights can be used where the data aren't."""
     from gla_ablate.model import check_model, load_plugins
 
     config = fill(Config, values)
@@ -208,7 +216,6 @@ def resolve(values: Mapping[str, Any]) -> Config:
             raise ConfigError(f"{key}: got {value}, takes {takes}")
     load_plugins(config.plugins)
     config.model = check_model(config.model)
-    config.data = check_data(config.data)
     return config
 
 

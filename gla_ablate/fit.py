@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from gla_ablate.checkpoint import last
 from gla_ablate.config import Config
 from gla_ablate.data.module import DataModule
 from gla_ablate.errors import ConfigError
@@ -20,7 +21,7 @@ from gla_ablate.interruption import Interruption
 from gla_ablate.model import count_parameters, flops_per_token, plugin_sha256, state_size
 from gla_ablate.module import AblationModule
 from gla_ablate.ops import resolve_backend
-from gla_ablate.resume import AtomicCheckpointIO, Checkpoints, Point, last, seed_generators, take_up
+from gla_ablate.resume import AtomicCheckpointIO, Checkpoints, Point, seed_generators, take_up
 from gla_ablate.stamp import device_name, stamp
 from gla_ablate.status import Status, read_json, write_json
 from gla_ablate.tracking import GateStatistics, MetricsCSV, TrainingLog, declare_hparams

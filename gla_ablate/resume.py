@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from gla_ablate.checkpoint import Unusable, last, read_checkpoint
 from gla_ablate.config import TrainerConfig
 from gla_ablate.experiment import NOT_IDENTITY
 from gla_ablate.interruption import Interruption
 from gla_ablate.module import AblationModule
-from gla_ablate.status import Status, read_json, set_aside
+from gla_ablate.status import Status, read_json, set_aside, sync
 
 FORMAT = 1  # of what `Checkpoints` adds
 KEY = "gla_ablate.checkpoints"
@@ -36,10 +36,6 @@ KEY = "gla_ablate.checkpoints"
 
 class TimeIsUp(Exception):
     """`trainer.max_time` is over, and the checkpoint saved."""
-
-
-class Unusable(Exception):
-    """A checkpoint that can't be gone on from, with the reason."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -140,23 +136,10 @@ class Checkpoints(L.Callback):
         self._generators = state["generators"]
 
 
-def last(folder: Path) -> Path:
-    return folder / "checkpoints" / "last.ckpt"
-
-
 def events(folder: Path) -> list[Path]:
     """TensorBoard's files in the order in which it reads them: of earlier processes (see `cut_back`), then of this one,
     which begins another for a validation of its own at the end."""
     return sorted((folder / "tensorboard").glob("events.*"))
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk has what was written to a file or folder."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def seed_generators(seed: int) -> None:
@@ -225,10 +208,7 @@ def take_up(folder: Path, module: AblationModule, data: dict[str, Any]) -> Point
 def usable(folder: Path, module: AblationModule, data: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint of `folder`, if `module` can be taken to where it stands. Raises `Unusable`."""
     try:
-        with zipfile.ZipFile(last(folder)) as file:
-            if damaged := file.testzip():  # which torch doesn't look at
-                raise Unusable(f"the checksum of {damaged} is wrong")
-        checkpoint = torch.load(last(folder), map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = read_checkpoint(last(folder))
         own = checkpoint["callbacks"][KEY]
         if own["format"] != FORMAT:
             raise Unusable(f"its format is {own['format']}, not {FORMAT}")

@@ -37,6 +37,15 @@ def replace(path: Path, content: bytes) -> None:
         raise
 
 
+def sync(path: Path) -> None:
+    """Wait until the disk has what was written to a file or folder."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in `path`; None if there is none, or nothing that makes sense."""
     try:

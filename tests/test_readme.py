@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from gla_ablate.cli import main
+from tests.trained import trained_on_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +22,11 @@ def commands() -> list[list[str]]:
     """Arguments of every `python run.py …` in the README's shell blocks."""
     lines = "\n".join(blocks("sh")).replace(" && ", "\n").splitlines()
     return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python run.py")]
+
+
+def of_weights() -> list[list[str]]:
+    """Those that need a trial that has run."""
+    return [arguments for arguments in commands() if arguments[0] in ("--generate", "--export")]
 
 
 @pytest.fixture
@@ -37,9 +44,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_readme_has_commands() -> None:
     assert ["experiments/quickstart.yaml"] in commands()
     assert len(commands()) >= 6
+    assert {arguments[0] for arguments in of_weights()} == {"--generate", "--export"}
 
 
-@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+@pytest.mark.parametrize("arguments", [a for a in commands() if a not in of_weights()], ids=" ".join)
 def test_every_command_of_the_readme_is_valid(arguments: list[str], project: Path) -> None:
     elsewhere = ("--report", "--status", "--frozen")  # which need trials that have run, and all of it committed
     without = [argument for argument in arguments if argument not in elsewhere]
@@ -57,3 +65,16 @@ def test_the_readme_s_gate_trains_as_a_plugin(project: Path) -> None:
     assert main(["mine.yaml"]) == 0
     report = (project / "runs" / "mine" / "report" / "report.md").read_text(encoding="utf-8")
     assert "per_head" in report
+
+
+def test_every_command_on_a_trial_s_weights_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLA_ABLATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    trial = trained_on_text(tmp_path)
+    (tmp_path / "start.py").write_text("def main(")
+    for arguments in of_weights():
+        assert main([str(trial) if "TRIAL" in word else word for word in arguments]) == 0
+    (loads,) = [block for block in blocks("python") if "gla_ablate.load(" in block]
+    names: dict = {}
+    exec(loads.replace("cuda", "cpu"), names)
+    assert names["model"](torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 256)
