@@ -15,7 +15,7 @@ import plot
 from gla_ablate.model import build_model
 
 SMALL = ["--dim", "32", "--layers", "2", "--heads", "2", "--vocabulary", "17", "--contexts", "20", "300", "--batches"]
-SMALL += ["1", "3"]
+SMALL += ["1", "3", "--mixers", "gla"]
 
 
 def run(monkeypatch, *given: str) -> int:
@@ -40,6 +40,15 @@ def test_a_recurrent_state_costs_the_same_after_any_context(tmp_path, monkeypatc
     assert png.read_bytes().startswith(b"\x89PNG")
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("| gla | ")]) == 4
     (tmp_path / "again.png").write_bytes(plot.draw(record))
+
+
+def test_keys_and_values_grow_with_the_context(tmp_path, monkeypatch):
+    out = tmp_path / "d.json"
+    assert run(monkeypatch, "--mixers", "gla", "softmax", "--out", str(out)) == 0
+    rows = [row for row in json.loads(out.read_text())["rows"] if row["mixer"] == "softmax"]
+    token = 2 * 2 * 32 * 4  # layers · keys and values · dim · 4 bytes
+    want = [B * (T + 1) * token / 2**20 for B, T in ((1, 20), (1, 300), (3, 20), (3, 300))]
+    assert [row["cache_mib"] for row in rows] == pytest.approx(want) and all(row["ms"] > 0 for row in rows)
 
 
 def test_a_cache_that_does_not_fit_is_not_made(monkeypatch, capsys):
