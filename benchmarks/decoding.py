@@ -127,8 +127,7 @@ def fill_in(row: dict[str, Any], model: LanguageModel, memory: float | None = No
 
         def step() -> Tensor:
             for layer in cache:
-                if hasattr(layer, "position"):  # which each step would move on, past what the cache holds
-                    layer.position = context
+                layer.position = context  # which each step would move on, past what the cache holds
             return model(tokens, cache=cache)
 
         step()
@@ -189,10 +188,7 @@ def main() -> int:
     print(f"{record['stamp']['device']}, " + ", ".join(f"{k} {v}" for k, v in record["stamp"]["versions"].items() if v))
     good = run(options, record, start + options.budget)
     if options.plot:
-        try:
-            options.plot.write_bytes(plot.draw(record))
-        except ValueError as error:
-            print(error)
+        plot.write(record, options.plot)
     return 0 if good else 1
 
 

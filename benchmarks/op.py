@@ -168,10 +168,7 @@ def main() -> int:
         steps = plan(shapes, kinds, present, own)
         good = run(steps, options.strength, ceilings, record, options.out, start + options.budget)
     if options.plot:
-        try:
-            options.plot.write_bytes(plot.draw(record))
-        except ValueError as error:
-            print(error)
+        plot.write(record, options.plot)
     return 0 if good else 1
 
 

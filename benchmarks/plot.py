@@ -52,6 +52,14 @@ def draw(record: dict[str, Any]) -> bytes:
         return png(figure)
 
 
+def write(record: dict[str, Any], path: Path) -> None:
+    """`draw` to `path`, or say what there isn't to draw."""
+    try:
+        path.write_bytes(draw(record))
+    except ValueError as error:
+        print(error)
+
+
 def forms_panels(rows: list[dict[str, Any]], size: dict[str, int]) -> list[tuple]:
     panels = []
     for key, label in (("ms", "forward, ms"), ("peak_mib", "peak memory beyond the inputs, MiB")):

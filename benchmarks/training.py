@@ -88,7 +88,7 @@ def ours(size: str, device: str, compiled: bool) -> tuple[nn.Module, Loss]:
 
     def loss(tokens: Tensor) -> Tensor:
         states = hidden(tokens[:, :-1]).flatten(0, 1)
-        return linear_cross_entropy(states, model.head.weight, tokens[:, 1:].flatten(), backend=HEAD_BACKEND)
+        return linear_cross_entropy(states, model.head.weight, tokens[:, 1:].flatten())
 
     return model, loss
 
@@ -143,7 +143,6 @@ MODELS: dict[str, Callable[[str, str], tuple[nn.Module, Loss]]] = {
     "llama": llama,
 }
 OWN = ("gla_ablate", "gla_ablate eager")
-HEAD_BACKEND = "torch"
 
 
 def stepper(model: nn.Module, loss: Loss, batch: tuple[int, int], device: str) -> Callable[[], None]:

@@ -7,7 +7,6 @@ without the folder. `export.json` says which tokens the model reads, and where i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from gla_ablate.config import to_dict, write_config
 from gla_ablate.data.packing import SEPARATOR
 from gla_ablate.errors import ConfigError
-from gla_ablate.loading import CONFIG, RECORD, WEIGHTS, Trained, open_folder, own_weights
+from gla_ablate.loading import CONFIG, RECORD, WEIGHTS, Trained, open_folder, own_weights, sha256
 from gla_ablate.status import sync, write_json
 
 KEPT = ("git", "versions", "precision", "data", "plugin")  # of a stamp; the rest tells of the machine
@@ -87,7 +86,5 @@ def record(trained: Trained, weights: Path) -> dict[str, Any]:
         tokens |= {"tokens": "bytes", "separator": SEPARATOR[0]}  # the latter between documents
     else:
         tokens |= {"tokens": trained.config.data["name"]}
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     kept = {key: trained.record[key] for key in KEPT if key in trained.record}
-    return {"step": trained.step, "vocabulary": tokens, "sha256": digest, **kept}
+    return {"step": trained.step, "vocabulary": tokens, "sha256": sha256(weights), **kept}

@@ -22,7 +22,7 @@ from gla_ablate.model import count_parameters, flops_per_token, plugin_sha256, s
 from gla_ablate.module import AblationModule
 from gla_ablate.ops import resolve_backend
 from gla_ablate.resume import AtomicCheckpointIO, Checkpoints, Point, seed_generators, take_up
-from gla_ablate.stamp import device_name, stamp
+from gla_ablate.stamp import device_name, has_bf16, stamp
 from gla_ablate.status import Status, read_json, write_json
 from gla_ablate.tracking import GateStatistics, MetricsCSV, TrainingLog, declare_hparams
 
@@ -122,10 +122,9 @@ def write_stamp(folder: Path, made: dict[str, Any], point: Point | None) -> None
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Lightning's name for `trainer.precision` on `device`; "auto" is bf16-mixed on a GPU that computes in bf16, else
     32-true. Raises `ConfigError` for bf16-mixed on a GPU that would emulate it."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
-        return "bf16-mixed" if has_bf16 else "32-true"
-    if precision == "bf16-mixed" and device.type == "cuda" and not has_bf16:
+        return "bf16-mixed" if has_bf16(device.type) else "32-true"
+    if precision == "bf16-mixed" and device.type == "cuda" and not has_bf16(device.type):
         name = torch.cuda.get_device_name(device)
         raise ConfigError(
             f"trainer.precision: got 'bf16-mixed', which {name} doesn't compute in; takes '32-true' or 'auto'"

@@ -63,16 +63,16 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
 
 def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
     """Of each trial, as text: of as many different ones as are traced in some ten seconds."""
-    import torch
-
     from gla_ablate.memory import training_bytes
+    from gla_ablate.stamp import has_bf16
 
-    has_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    kind = "cuda" if gpu else "cpu"
+    automatic = has_bf16(kind)
     found: dict[str, str] = {}
     texts: dict[str, str] = {}
     for trial in trials:
         config = trial.config
-        bf16 = config.trainer.precision == "bf16-mixed" or (config.trainer.precision == "auto" and has_bf16)
+        bf16 = config.trainer.precision == "bf16-mixed" or (config.trainer.precision == "auto" and automatic)
         vocab_size = build_source(config.data).vocab_size
         key = json.dumps(
             [to_dict(config)["model"], vocab_size, config.data["batch_size"], config.data["seq_len"], bf16]
@@ -80,7 +80,7 @@ def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
         if key not in texts:
             if len(texts) == TRACED:
                 continue
-            size = training_bytes(config, vocab_size, "cuda" if gpu else "cpu", bf16)
+            size = training_bytes(config, vocab_size, kind, bf16)
             texts[key] = "–" if size is None else f"{math.ceil(size / 2**20):,} MiB"
         found[trial.id] = texts[key]
     return found

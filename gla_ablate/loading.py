@@ -25,6 +25,7 @@ from gla_ablate.data.source import DATA
 from gla_ablate.errors import ConfigError
 from gla_ablate.model import LanguageModel, build_model, check_model, plugin_sha256
 from gla_ablate.ops import resolve_backend
+from gla_ablate.stamp import has_bf16
 from gla_ablate.status import read_json
 from gla_ablate.yaml_io import read_yaml
 
@@ -51,8 +52,7 @@ class Trained:
         """bf16 on a GPU that computes in it, if the trial trained so; else nothing changes."""
         kind = self.model.embedding.weight.device.type
         trained_so = self.record.get("precision", self.config.trainer.precision) != "32-true"
-        has_bf16 = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.autocast(kind, torch.bfloat16, enabled=trained_so and has_bf16)
+        return torch.autocast(kind, torch.bfloat16, enabled=trained_so and has_bf16(kind))
 
 
 def load(
@@ -140,8 +140,7 @@ def read_export(path: Path, record: dict[str, Any]) -> Read:
     """Of an exported file, whose bytes are those that `record` tells of. Raises `Unusable`."""
     from safetensors import safe_open
 
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(path)
     if record.get("sha256", digest) != digest:
         raise Unusable(f"it isn't the file that {RECORD} tells of")
     try:
@@ -151,6 +150,11 @@ def read_export(path: Path, record: dict[str, Any]) -> Read:
         return weights, json.loads(told["config"]), int(told["step"])
     except Exception as error:  # of any kind, as in `read_checkpoint`
         raise Unusable(f"it is no export of this package ({type(error).__name__})") from error
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_architecture(config: Config, made_with: Any) -> None:

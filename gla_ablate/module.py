@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import SumMetric
@@ -68,11 +69,12 @@ class AblationModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         hidden, targets = self.hidden_and_targets(batch)
         self.val_targets.update(len(targets))
-        self.val_loss.update(linear_cross_entropy(hidden, self.model.head.weight, targets, reduction="sum"))
-        if self.bytes_per_token is None:
-            at_once = rows_at_once(self.model.head.weight)
-            for own, target in zip(hidden.split(at_once), targets.split(at_once), strict=True):
-                self.val_correct.update((self.model.head(own).argmax(-1) == target).sum())
+        at_once = rows_at_once(self.model.head.weight)
+        for own, target in zip(hidden.split(at_once), targets.split(at_once), strict=True):
+            logits = self.model.head(own)
+            self.val_loss.update(F.cross_entropy(logits.float(), target, reduction="sum"))
+            if self.bytes_per_token is None:
+                self.val_correct.update((logits.argmax(-1) == target).sum())
 
     def on_validation_epoch_end(self) -> None:
         targets = self.val_targets.compute()

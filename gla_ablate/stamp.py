@@ -105,6 +105,11 @@ def device_name(device: torch.device) -> str:
     return cpu_name(torch.get_num_threads())
 
 
+def has_bf16(kind: str) -> bool:
+    """Whether a device of this kind, "cuda" or "cpu", is a GPU that computes in bf16 rather than emulate it."""
+    return kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def cpu_name(threads: int) -> str:
     return f"cpu ({platform.machine()}, {threads} threads)"
 

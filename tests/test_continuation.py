@@ -21,23 +21,9 @@ from gla_ablate.continuation import stream
 from gla_ablate.generate import generate
 from tests.test_cli import run_py
 from tests.test_trial import MODEL, folder_for, run
-from tests.trained import trained_on_text
+from tests.trained import gate_per_head, trained_on_text
 
-PLUGIN = """
-import torch
-from gla_ablate.model import Gate, GateShape, register_gate
-
-@register_gate("of_a_continuation")
-class OfAContinuation(Gate):
-    decay_shape = "[B,T,H]"
-
-    def __init__(self, shape: GateShape) -> None:
-        super().__init__()
-        self.proj = torch.nn.Linear(shape.dim, shape.heads)
-
-    def forward(self, x):
-        return torch.nn.functional.logsigmoid(self.proj(x).float())
-"""
+PLUGIN = gate_per_head("of_a_continuation")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from gla_ablate import generate as generating
 from gla_ablate.config import ModelConfig
 from gla_ablate.generate import generate, prefill, sample
 from gla_ablate.model import GATES, build_model, check_model, load_plugins, plugins
+from tests.trained import gate_per_head
 
 TINY = ModelConfig(dim=32, layers=2, heads=2, chunk_size=16)
 EXAMPLE = Path(__file__).parent / "model" / "example_gate.py"
@@ -37,24 +38,13 @@ def drawn(*arguments, **options) -> torch.Tensor:
     return torch.stack(list(generate(*arguments, **options)), 1)
 
 
-PER_HEAD = """
-import torch
-from gla_ablate.model import Gate, GateShape, register_gate
-
-@register_gate("a_head_and_token")
-class PerHead(Gate):
-    decay_shape = "[B,T,H]"
-
-    def __init__(self, shape: GateShape) -> None:
-        super().__init__()
-        self.proj = torch.nn.Linear(shape.dim, shape.heads)
-
-    def forward(self, x):
-        return torch.nn.functional.logsigmoid(self.proj(x).float())
-
+PER_HEAD = gate_per_head(
+    "a_head_and_token",
+    """
     def transform(self, g, k, v):
         return k * (1 - g.exp())[..., None].to(k.dtype), v
-"""
+""",
+)
 
 
 @pytest.mark.parametrize("gate", [*BUILT_IN, "learned_decay", "a_head_and_token"])

@@ -7,6 +7,25 @@ from pathlib import Path
 from tests.test_trial import MODEL, TRAINER, folder_for, run
 
 
+def gate_per_head(name: str, more: str = "") -> str:
+    """The file of a plugin's gate, one decay a head and token; `more` stands in its class."""
+    return f"""
+import torch
+from gla_ablate.model import Gate, GateShape, register_gate
+
+@register_gate("{name}")
+class PerHead(Gate):
+    decay_shape = "[B,T,H]"
+
+    def __init__(self, shape: GateShape) -> None:
+        super().__init__()
+        self.proj = torch.nn.Linear(shape.dim, shape.heads)
+
+    def forward(self, x):
+        return torch.nn.functional.logsigmoid(self.proj(x).float())
+{more}"""
+
+
 def trained_on_text(base: Path, **parts) -> Path:
     """A trial on text files in `base` that don't stay: weights are of use without the data."""
     files = {"text.txt": "the quick brown fox jumps über the lazy dog. " * 100, "val.txt": "five dozen jugs. " * 40}

@@ -18,16 +18,13 @@ from gla_ablate.ops.op import resolve_backend
 AT_ONCE = 2**25  # logits that are there at a time
 
 
-def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, reduction: str = "mean", backend: str = "torch"
-) -> Tensor:
-    """The mean or sum over N tokens of −log softmax(hidden · weightᵀ)[target], fp32, a scalar.
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, backend: str = "torch") -> Tensor:
+    """The mean over N tokens of −log softmax(hidden · weightᵀ)[target], fp32, a scalar.
 
     Args:
         hidden: `[N, D]`, weight: `[vocab, D]`; floating point. Under autocast the products are in its dtype, else in
             the promoted one; the softmax, the loss and the sum of the weight's gradient over chunks are in fp32.
         targets: `[N]` int64, each from 0 to vocab − 1 (the caller's part: they are not looked at).
-        reduction: "mean" or "sum".
         backend: "torch" (plain PyTorch, any device), "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`; no GPU has
             run that kernel yet, so it has to be asked for), "auto".
 
@@ -41,7 +38,7 @@ def linear_cross_entropy(
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets: got {list(targets.shape)}, takes {list(hidden.shape[:1])}")
     if hidden.shape[0] * weight.shape[0] <= AT_ONCE:
-        return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction=reduction)
+        return F.cross_entropy(F.linear(hidden, weight).float(), targets)
     kind = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     if torch.is_autocast_enabled(kind):
@@ -49,7 +46,7 @@ def linear_cross_entropy(
     plain = resolve_backend(backend, hidden.device, dtype) == "torch"
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     total, _, _ = torch.ops.gla_ablate.head_loss(hidden, weight, targets, dtype, plain, learns)
-    return total if reduction == "sum" else total / hidden.shape[0]
+    return total / hidden.shape[0]
 
 
 def rows_at_once(weight: Tensor) -> int:
@@ -69,11 +66,13 @@ def head_loss(
         for begin in range(0, len(hidden), rows):
             own, chosen = hidden.detach()[begin : begin + rows].to(dtype), targets[begin : begin + rows]
             logits = own @ matrix.T
-            loss, gradient = (pieces if plain else kernel)(logits, chosen)
+            if not learns:
+                total += F.cross_entropy(logits.to(total.dtype), chosen, reduction="sum")
+                continue
+            loss, gradient = (by_torch if plain else by_triton)(logits, chosen)
             total += loss.sum()
-            if learns:
-                d_hidden[begin : begin + rows] = gradient @ matrix
-                d_weight += gradient.T @ own
+            d_hidden[begin : begin + rows] = gradient @ matrix
+            d_weight += gradient.T @ own
     return total, d_hidden, d_weight
 
 
@@ -86,7 +85,7 @@ def head_loss_shapes(
     return total, hidden.new_empty(shapes[0]), d_weight
 
 
-def pieces(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def by_torch(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of each row in fp32 or fp64, and the gradient of their sum in the logits' dtype."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_total = wide.logsumexp(1, keepdim=True)
@@ -96,7 +95,7 @@ def pieces(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return loss, gradient.to(logits.dtype)
 
 
-def kernel(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def by_triton(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The same in one pass of a program a row."""
     from gla_ablate.ops.kernels.cross_entropy import cross_entropy  # Triton takes a while to import
 

@@ -90,7 +90,6 @@ def test_without_gradients_none_are_formed(small_chunks, monkeypatch):
     monkeypatch.setattr(cross_entropy, "head_loss_shapes", lambda *x: (asked.append(x[-1]), real(*x))[1])
     with torch.no_grad():
         assert torch.allclose(linear_cross_entropy(hidden, weight, targets), want)
-        assert torch.allclose(linear_cross_entropy(hidden, weight, targets, reduction="sum"), 37 * want)
     assert asked and not any(asked)
 
 
