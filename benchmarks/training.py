@@ -16,7 +16,8 @@ of the rate       `flops_per_token` · tokens/s over the rate of an 8192³ bf16 
 
 --profile adds where the device's time goes, for each model, by kind of kernel, and what is left idle.
 
-gla_ablate   this project's model, `torch.compile`d whole; "eager" without
+gla_ablate   this project's model as `run.py` trains it on a GPU: compiled, `trainer.recompute: elementwise`; "keeps
+             all" with `none`, "by block" with `block`, "eager" with neither
 fla          flash-linear-attention's `GLAForCausalLM`, as it comes
 llama        transformers' `LlamaForCausalLM` with PyTorch's attention, `torch.compile`d whole
 
@@ -45,6 +46,7 @@ import table
 
 from gla_ablate.config import ModelConfig
 from gla_ablate.model import build_model, flops_per_token
+from gla_ablate.model.recompute import Recompute
 from gla_ablate.model.shapes import check_model, ffn_width
 from gla_ablate.ops.cross_entropy import linear_cross_entropy
 
@@ -82,12 +84,12 @@ class Row:
     note: str = ""
 
 
-def ours(size: str, device: str, compiled: bool) -> tuple[nn.Module, Loss]:
+def ours(size: str, device: str, compiled: bool, recompute: Recompute) -> tuple[nn.Module, Loss]:
     model = build_model(check_model(SIZES[size]), VOCABULARY).to(device)
-    hidden = torch.compile(model.hidden, fullgraph=True) if compiled else model.hidden
+    model.tune_training(compiled, recompute)
 
     def loss(tokens: Tensor) -> Tensor:
-        states = hidden(tokens[:, :-1]).flatten(0, 1)
+        states = model.hidden(tokens[:, :-1]).flatten(0, 1)
         return linear_cross_entropy(states, model.head.weight, tokens[:, 1:].flatten())
 
     return model, loss
@@ -137,12 +139,17 @@ def shifted(model: Any, tokens: Tensor) -> Tensor:
 
 
 MODELS: dict[str, Callable[[str, str], tuple[nn.Module, Loss]]] = {
-    "gla_ablate": lambda size, device: ours(size, device, compiled=True),
-    "gla_ablate eager": lambda size, device: ours(size, device, compiled=False),
+    "gla_ablate": lambda size, device: ours(size, device, True, "elementwise"),
+    "gla_ablate keeps all": lambda size, device: ours(size, device, True, "none"),
+    "gla_ablate by block": lambda size, device: ours(size, device, True, "block"),
+    "gla_ablate eager": lambda size, device: ours(size, device, False, "none"),
     "fla": fla,
     "llama": llama,
 }
-OWN = ("gla_ablate", "gla_ablate eager")
+
+
+def own(model: str) -> bool:
+    return model.startswith("gla_ablate")
 
 
 def stepper(model: nn.Module, loss: Loss, batch: tuple[int, int], device: str) -> Callable[[], None]:
@@ -203,7 +210,7 @@ def fill(row: Row, options: argparse.Namespace, rate: float | None) -> None:
     row.tokens_per_s = 1e3 * tokens / row.step_ms
     if device == "cuda":
         row.peak_mib = torch.cuda.max_memory_allocated() / 2**20
-    if rate and row.model in OWN:
+    if rate and own(row.model):
         row.share = flops_per_token(SIZES[row.size], VOCABULARY, row.batch[1]) * row.tokens_per_s / rate
     if options.profile and device == "cuda":
         row.profile = profiled(step, row.step_ms)
@@ -290,7 +297,7 @@ def main(given: list[str] | None = None) -> int:
                     fill(row, options, rate)
                 except Exception as error:  # of any kind, a rival's or ours: it is the row's result
                     row.note = f"failed: {rivals.reason(error)}"
-                    good = good and name not in OWN
+                    good = good and not own(name)
                 torch.compiler.reset()  # what is compiled for one model is not kept for the next
                 if options.device == "cuda":
                     torch.cuda.empty_cache()

@@ -77,7 +77,10 @@ class TrainerConfig:
     max_time: float | None = None  # seconds of training in one go, after which a trial saves and ends "out of time"
     # auto: bf16-mixed where the device has it, else 32-true
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    compile: bool = False  # torch.compile the network of a training step, which takes a minute before the first
+    # torch.compile the network of a training step; auto: on a GPU, where that saves more time than it takes
+    compile: bool | Literal["auto"] = "auto"
+    # activation checkpointing (model/recompute.py); auto: elementwise where compiled, else none
+    recompute: Literal["auto", "none", "elementwise", "block"] = "auto"
 
 
 @dataclass

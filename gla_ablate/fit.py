@@ -104,6 +104,8 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
         "tokens_per_s": log.tokens_per_s,
         "peak_mem_mb": peak_memory(device),
         "backend": backend,
+        "compiled": module.compiled,
+        "recompute": module.recompute,
         "device": device_name(device),
         "data": identity,
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gla_ablate.compilation import resolve_compile, resolve_recompute
 from gla_ablate.config import Config
 from gla_ablate.model import count_parameters
 from gla_ablate.model.kinds import mixers
@@ -75,9 +76,11 @@ def step_bytes(config: Config, layers: int, vocab_size: int, device: str, bf16: 
 
     model_config = replace(config.model, layers=layers)
     shape = config.data["batch_size"], config.data["seq_len"]
+    recompute = resolve_recompute(config, resolve_compile(config, vocab_size, torch.device(device)))
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.enable_grad():
         with torch.device(device):
             model = LanguageModel(model_config, vocab_size, build_gates(model_config, seed=0))
+            model.tune_training(False, recompute)  # compiled, the same is kept, or a little less
             tokens = torch.zeros(shape, dtype=torch.long)
         with Peak() as peak:
             for _ in range(2):

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import SumMetric
 
+from gla_ablate.compilation import resolve_compile, resolve_recompute
 from gla_ablate.config import Config, OptimConfig
 from gla_ablate.data import build_source
 from gla_ablate.data.source import IGNORED
@@ -40,8 +41,10 @@ class AblationModule(L.LightningModule):
         self.val_loss, self.val_correct, self.val_targets = (
             SumMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(3)
         )
-        # Of a training step alone: validation looks into the gates, which a compiled network has no longer.
-        self.hidden = torch.compile(self.model.hidden) if config.trainer.compile else self.model.hidden
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.compiled = resolve_compile(config, source.vocab_size, device)
+        self.recompute = resolve_recompute(config, self.compiled)
+        self.model.tune_training(self.compiled, self.recompute)
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.step_lr = 0.0  # of the last step
 
@@ -56,7 +59,7 @@ class AblationModule(L.LightningModule):
 
     def hidden_and_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden states [N,dim] and targets [N] at the N positions that count; the head doesn't see the others."""
-        hidden = (self.hidden if self.training else self.model.hidden)(batch["inputs"]).flatten(0, 1)  # [B·T, dim]
+        hidden = self.model.hidden(batch["inputs"]).flatten(0, 1)  # [B·T, dim]
         targets = batch["targets"].flatten()  # [B·T]
         if "labelled" in batch:
             hidden, targets = hidden[batch["labelled"]], targets[batch["labelled"]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gla_ablate.config import Config, ModelConfig
+from gla_ablate.config import Config, ModelConfig, TrainerConfig
 from gla_ablate.memory import Peak, step_bytes, training_bytes
 from gla_ablate.model import count_parameters
 from gla_ablate.model.gates import GATES, Gate, GateShape, register_gate
@@ -31,6 +31,13 @@ def test_a_step_without_data_takes_what_a_real_one_does(gate, bf16):
 def test_a_step_of_other_mixers_without_data_takes_what_a_real_one_does(window, bf16):
     config = small(mixer=["gla", "softmax"], short_conv=4, rope=True, window=window)
     assert step_bytes(config, 2, 256, "cpu", bf16) == step_bytes(config, 2, 256, "cpu", bf16, fake=False) > 50_000
+
+
+@pytest.mark.parametrize("recompute", ["elementwise", "block"])
+def test_what_is_formed_anew_is_not_kept(recompute):
+    less, all_ = (replace(small(), trainer=TrainerConfig(recompute=kind)) for kind in (recompute, "none"))
+    own = step_bytes(less, 3, 256, "cpu", False)
+    assert own == step_bytes(less, 3, 256, "cpu", False, fake=False) < 0.9 * step_bytes(all_, 3, 256, "cpu", False)
 
 
 @pytest.mark.parametrize("mixer", ["gla", "softmax", ["gla", "gla", "softmax"], ["softmax", "gla"]], ids=str)

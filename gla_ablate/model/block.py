@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gla_ablate.config import ModelConfig
 from gla_ablate.model.gates import Gate
-from gla_ablate.model.mixer import NORM_EPS, GLAMixer
+from gla_ablate.model.mixer import GLAMixer
+from gla_ablate.model.norm import NORM_EPS, rms_norm
+from gla_ablate.model.recompute import Recompute, RunBlock, run_block
 from gla_ablate.model.shapes import ffn_width
 from gla_ablate.model.softmax import SoftmaxMixer
 
 
 class SwiGLU(nn.Module):
-    """(swish(x W₁) ⊙ x W₂) W₃, arXiv 2002.05202; [B,T,dim] → [B,T,dim]."""
+    """(swish(y W₁) ⊙ y W₂) W₃ with y = x ⊙ scale, arXiv 2002.05202; x [B,T,dim] → [B,T,dim], scale [dim]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -23,8 +26,15 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(config.dim, ffn_width(config), bias=False)
         self.down_proj = nn.Linear(ffn_width(config), config.dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.swish_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        swish, up = self.swish_proj.weight, self.up_proj.weight
+        if torch.is_grad_enabled():
+            # On the weights' side, so that the gradient of the scale is a sum over rows of weights: over tokens, it is
+            # a pass of its own over the activations.
+            swish, up = swish * scale, up * scale
+        else:  # a token's decoding is bound by reading weights: once, as they are
+            x = x * scale.to(x.dtype)
+        return self.down_proj(F.silu(F.linear(x, swish)) * F.linear(x, up))
 
 
 class Block(nn.Module):
@@ -36,8 +46,18 @@ class Block(nn.Module):
         self.mixer = SoftmaxMixer(config) if gate is None else GLAMixer(config, gate)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.ffn = SwiGLU(config)
+        self.train_with(run_block, "none")
+
+    def train_with(self, run: RunBlock, recompute: Recompute) -> None:
+        """See `LanguageModel.tune_training`."""
+        self.run, self.recompute = run, recompute
 
     def forward(self, x: Tensor, cache: Any = None) -> Tensor:
         """With a `cache` of its mixer's, x goes on from it."""
-        x = x + self.mixer(self.mixer_norm(x), cache)
-        return x + self.ffn(self.ffn_norm(x))
+        if self.training and cache is None:
+            return self.run(self.layers, x, self.recompute)
+        return self.layers(x, cache)
+
+    def layers(self, x: Tensor, cache: Any = None) -> Tensor:
+        x = x + self.mixer(rms_norm(x, self.mixer_norm.weight), cache)
+        return x + self.ffn(rms_norm(x), self.ffn_norm.weight)

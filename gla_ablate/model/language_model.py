@@ -11,7 +11,8 @@ from gla_ablate.config import ModelConfig
 from gla_ablate.model.block import Block
 from gla_ablate.model.gates import Gate
 from gla_ablate.model.initialise import initialise, seeded
-from gla_ablate.model.mixer import NORM_EPS
+from gla_ablate.model.norm import NORM_EPS
+from gla_ablate.model.recompute import Recompute, compiled_block, run_block
 from gla_ablate.model.shapes import build_gates
 
 
@@ -34,6 +35,17 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+
+    def tune_training(self, compiled: bool, recompute: Recompute) -> None:
+        """How blocks run in training mode: through `torch.compile` or not, and what of them is formed anew for the
+        backward pass. Validation and decoding stay as they are.
+
+        Blocks are compiled one by one, so that those with the same mixer share the work: as one graph the 24 layers of
+        the 340M model take 62 s to compile, and 27 s from caches, for a step that is 1 % faster.
+        """
+        run = compiled_block() if compiled else run_block
+        for block in self.blocks:
+            cast(Block, block).train_with(run, recompute)
 
     def new_cache(self, batch: int, length: int) -> list[Any]:
         """What each layer keeps of the tokens before, for `batch` sequences: nothing yet, and on the device of the

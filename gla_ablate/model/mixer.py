@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from gla_ablate.config import ModelConfig
 from gla_ablate.model.gates import Gate
+from gla_ablate.model.norm import NORM_EPS, rms_norm
 from gla_ablate.model.rotary import rotate, rotations
 from gla_ablate.model.shapes import key_width, value_width
 from gla_ablate.model.short_conv import ShortConv
 from gla_ablate.model.softmax import activation_dtype
 from gla_ablate.ops import gated_linear_attention, gated_linear_attention_step
-
-NORM_EPS = 1e-5
 
 
 @dataclass
@@ -84,9 +83,11 @@ class GLAMixer(nn.Module):
             o, _ = gated_linear_attention(q, k, v, g, chunk_size=self.chunk_size, backend=self.backend)
         else:
             o = self.attend_on(q, k, v, g, cache)
-        # In o's own dtype: under autocast a norm with an fp32 weight would leave the fused kernel.
-        o = F.rms_norm(o, self.norm.normalized_shape, self.norm.weight.to(o.dtype), NORM_EPS)
-        return self.out_proj(o.flatten(-2) * F.silu(self.output_gate_proj(x)))
+        swish = F.silu(self.output_gate_proj(x))
+        if not torch.is_grad_enabled():
+            return self.out_proj(rms_norm(o, self.norm.weight).flatten(-2) * swish)
+        # As in SwiGLU: the norm's weight on the side of the weights.
+        return F.linear(rms_norm(o).flatten(-2) * swish, self.out_proj.weight * self.norm.weight.repeat(self.heads))
 
     def attend_on(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, cache: RecurrentCache) -> Tensor:
         """o of T more tokens [B,T,H,·], which the cache's state takes in: one by a step, several by chunks."""

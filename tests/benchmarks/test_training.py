@@ -26,7 +26,7 @@ def test_a_row_has_what_a_step_takes(tmp_path, capsys):
 
 def test_a_step_learns():
     torch.manual_seed(0)
-    model, loss = training.ours("tiny", "cpu", compiled=False)
+    model, loss = training.ours("tiny", "cpu", False, "none")
     seen = []
     step = training.stepper(model, lambda tokens: (seen.append(loss(tokens)), seen[-1])[1], (2, 16), "cpu")
     for _ in range(12):
@@ -35,7 +35,7 @@ def test_a_step_learns():
 
 
 def test_the_loss_is_that_of_the_next_tokens():
-    model, loss = training.ours("tiny", "cpu", compiled=False)
+    model, loss = training.ours("tiny", "cpu", False, "none")
     tokens = torch.randint(training.VOCABULARY, (2, 17))
     want = torch.nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(loss(tokens), want)

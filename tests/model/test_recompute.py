@@ -1,0 +1,110 @@
+"""Activation checkpointing and compiled blocks: the same gradients, from less memory."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import CheckpointPolicy
+
+from gla_ablate.config import ModelConfig
+from gla_ablate.model import build_model
+from gla_ablate.model.gates import GATES, Gate, register_gate
+from gla_ablate.model.recompute import keep_products, run_block
+from gla_ablate.model.shapes import check_model
+
+KINDS = ("none", "elementwise", "block")
+SMALL = {"dim": 32, "layers": 2, "heads": 2}
+
+
+def model_of(**options):
+    model = build_model(check_model(ModelConfig(**SMALL | options)), 19)
+    with torch.no_grad():
+        for vector in (p for p in model.parameters() if p.ndim == 1):  # norm weights that aren't 1
+            vector.add_(torch.rand(vector.shape, generator=torch.Generator().manual_seed(1)) - 0.5)
+    return model
+
+
+def gradients(model, length=30):
+    tokens = torch.randint(19, (2, length), generator=torch.Generator().manual_seed(2))
+    loss = model.head(model.hidden(tokens)).logsumexp(-1).sum()
+    return torch.autograd.grad(loss, [*model.parameters()])
+
+
+def compile_blocks(model, recompute, backend="aot_eager"):
+    run = torch.compile(run_block, fullgraph=True, backend=backend)
+    for block in model.blocks:
+        block.train_with(run, recompute)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gate": {"name": "fixed_decay"}}, {"mixer": ["gla", "softmax"], "short_conv": 4, "rope": True}],
+    ids=str,
+)
+def test_gradients_are_the_same_whatever_is_kept(options, kind, compiled):
+    want = gradients(model_of(**options))
+    model = model_of(**options)
+    if compiled:
+        compile_blocks(model, kind)
+    else:
+        model.tune_training(False, kind)
+    torch.testing.assert_close(gradients(model), want)
+
+
+def test_norm_weights_on_the_weights_side_give_what_validation_forms():
+    model = model_of()
+    tokens = torch.randint(19, (2, 30), generator=torch.Generator().manual_seed(2))
+    trained = model(tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), trained.detach())
+
+
+def test_a_gate_that_draws_draws_the_same_again(monkeypatch):
+    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
+
+    @register_gate("noisy_test_gate")
+    class Noisy(Gate):
+        decay_shape = "[B,T,H]"
+
+        def __init__(self, shape):
+            super().__init__()
+            self.proj = torch.nn.Linear(shape.dim, shape.heads)
+
+        def forward(self, x):
+            logits = self.proj(x)
+            return torch.nn.functional.logsigmoid(logits + torch.randn_like(logits))
+
+    found = []
+    for kind in KINDS:
+        model = model_of(gate={"name": "noisy_test_gate"})
+        model.tune_training(False, kind)
+        torch.manual_seed(3)
+        found.append(gradients(model))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+@pytest.mark.parametrize("mixer, kinds", [("gla", 1), (["gla", "softmax"], 2)], ids=str)
+def test_blocks_that_are_alike_are_compiled_once(mixer, kinds):
+    model, counter = model_of(layers=6, mixer=mixer), CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compile_blocks(model, "elementwise", counter)
+    for _ in range(2):
+        gradients(model)
+    assert counter.frame_count == kinds
+
+
+def test_products_are_kept_and_what_is_done_element_by_element_is_not():
+    aten = torch.ops.aten
+    for operator in (aten.mm.default, aten.addmm.default, aten.rsqrt.default):
+        assert keep_products(None, operator) == CheckpointPolicy.MUST_SAVE
+    for operator in (aten.mul.Tensor, aten.silu.default, aten._to_copy.default):
+        assert keep_products(None, operator) == CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def test_the_op_is_kept():
+    pytest.importorskip("triton")
+    from gla_ablate.ops import library
+
+    assert keep_products(None, library.forward) == CheckpointPolicy.MUST_SAVE
