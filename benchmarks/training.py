@@ -95,14 +95,14 @@ def ours(size: str, device: str, compiled: bool, recompute: Recompute) -> tuple[
     return model, loss
 
 
-def fla(size: str, device: str) -> tuple[nn.Module, Loss]:
+def fla(size: str, device: str, layers: int | None = None) -> tuple[nn.Module, Loss]:
     from fla.models import GLAConfig, GLAForCausalLM
 
     config = SIZES[size]
     model = GLAForCausalLM(
         GLAConfig(
             hidden_size=config.dim,
-            num_hidden_layers=config.layers,
+            num_hidden_layers=layers or config.layers,
             num_heads=config.heads,
             vocab_size=VOCABULARY,
             expand_k=config.expand_k,

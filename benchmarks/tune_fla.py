@@ -17,6 +17,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fla_choices
 import rivals
+import training
 import triton
 from shapes import KINDS, SHAPES, Shape, inputs
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.errors import AutotunerError, OutOfResources, PTXASError
 from tune import precompile
 
+Tuned = Callable[..., None]  # takes how to time, and the share
 SHORT = 256  # tokens of a sequence on which candidates are compiled: chunks are whole, and the batch as it will be
 
 
@@ -50,7 +54,26 @@ def briefly(rep: int) -> Callable[..., Any]:
 
 
 def tune(shape: Shape, kind: str, bench: Callable[..., Any], share: tuple[int, int] = (0, 1)) -> None:
-    """One forward and backward of FLA's op, each of whose tuners times its share of the candidates with `bench`."""
+    """One forward and backward of FLA's op, tuned."""
+
+    def passes() -> None:
+        given = [x.requires_grad_() for x in inputs(shape, kind, "usual", "cuda")]
+        o = rivals.load("fla", kind)(*given)
+        torch.autograd.grad(o, given, torch.randn_like(o), allow_unused=True)
+
+    tuned(passes, bench, share)
+
+
+def tune_training(
+    size: str, batch: tuple[int, int], bench: Callable[..., Any], share: tuple[int, int] = (0, 1)
+) -> None:
+    """One training step of a layer of FLA's model, tuned: its gate comes in another dtype than `op.py`'s."""
+    model, loss = training.fla(size, "cuda", layers=1)
+    tuned(training.stepper(model, loss, batch, "cuda"), bench, share)
+
+
+def tuned(work: Callable[[], None], bench: Callable[..., Any], share: tuple[int, int]) -> None:
+    """`work()`, in which each of FLA's tuners times its share of the candidates with `bench`."""
     run = Autotuner.run
 
     def run_share(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -71,9 +94,7 @@ def tune(shape: Shape, kind: str, bench: Callable[..., Any], share: tuple[int, i
 
     Autotuner.run = run_share
     try:
-        given = [x.requires_grad_() for x in inputs(shape, kind, "usual", "cuda")]
-        o = rivals.load("fla", kind)(*given)
-        torch.autograd.grad(o, given, torch.randn_like(o), allow_unused=True)
+        work()
         torch.cuda.synchronize()
     finally:
         Autotuner.run = run
@@ -81,8 +102,12 @@ def tune(shape: Shape, kind: str, bench: Callable[..., Any], share: tuple[int, i
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME")
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES), metavar="NAME")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of gate")
+    parser.add_argument("--training", nargs="+", choices=training.SIZES, default=[], help="and models of training.py")
+    parser.add_argument(
+        "--batches", nargs="+", type=training.pair, default=[(16, 2048)], metavar="BxT", help="of those"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile beforehand")
     parser.add_argument("--rep", type=int, default=100, metavar="MS", help="that a candidate is timed for")
     parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="where the choices go")
@@ -94,25 +119,31 @@ def main() -> int:
         parser.error(f"flash-linear-attention doesn't run here: {why}")
     if options.out.exists():
         fla_choices.preset(options.out)
-    todo = [(SHAPES[name], kind) for name, kind in itertools.product(options.shapes, options.kinds)]
+    ops = [(SHAPES[name], kind) for name, kind in itertools.product(options.shapes, options.kinds)]
+    # what is tuned: its name, on a sequence that is short, as it will be
+    todo: list[tuple[str, Tuned, Tuned]] = [
+        (f"{shape.name} {kind}", partial(tune, replace(shape, T=SHORT), kind), partial(tune, shape, kind))
+        for shape, kind in ops
+    ]
+    for size, (batch, length) in itertools.product(options.training, options.batches):
+        short, whole = (partial(tune_training, size, (batch, T)) for T in (SHORT, length))
+        todo.append((f"{size} B{batch} T{length}", short, whole))
     if options.share:
         i, n = map(int, options.share.split("/"))
         start = i * len(todo) // n  # each elsewhere, so that no two compile the same at the same time
-        for shape, kind in todo[start:] + todo[:start]:
+        for name, short, _ in todo[start:] + todo[:start]:
             try:
-                tune(Shape(shape.name, shape.B, SHORT, shape.H, shape.K, shape.V), kind, once, (i, n))
-            except (
-                RuntimeError
-            ) as error:  # of memory, which many processes share; what is left compiles when it is timed
-                print(f"{shape.name} {kind}: {rivals.reason(error)}", file=sys.stderr)
+                short(once, (i, n))
+            except RuntimeError as error:  # of memory, which they share; what is left compiles when it is timed
+                print(f"{name}: {rivals.reason(error)}", file=sys.stderr)
         return 0
     start = time.monotonic()
     precompile(__file__, sys.argv[1:], options.jobs)
     print(f"compiled after {time.monotonic() - start:.0f} s", flush=True)
-    for shape, kind in todo:
-        tune(shape, kind, briefly(options.rep))
+    for name, _, whole in todo:
+        whole(briefly(options.rep))
         fla_choices.store(options.out, torch.cuda.get_device_name())
-        print(f"{shape.name} {kind}: after {time.monotonic() - start:.0f} s", flush=True)
+        print(f"{name}: after {time.monotonic() - start:.0f} s", flush=True)
     return 0
 
 

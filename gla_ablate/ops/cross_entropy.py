@@ -47,7 +47,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, bac
         dtype = torch.get_autocast_dtype(kind)
     plain = resolve_backend(backend, hidden.device, dtype) == "torch"
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    total, _, _ = torch.ops.gla_ablate.head_loss(hidden, weight, targets, dtype, plain, learns)
+    total, _, _ = torch.ops.gla_ablate.head_loss(hidden.to(dtype), weight, targets, dtype, plain, learns)
     return total / hidden.shape[0]
 
 
@@ -59,21 +59,21 @@ def rows_at_once(weight: Tensor, backend: str = "torch") -> int:
 def head_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, plain: bool, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of the losses and, if it `learns`, its gradients: of hidden in its dtype, of weight in fp32."""
+    """The sum of the losses and, if it `learns`, its gradients: of hidden, in its dtype, of weight in fp32."""
     total, d_hidden, d_weight = head_loss_shapes(hidden, weight, targets, dtype, plain, learns)
     for x in (total, d_weight):
         x.zero_()
     matrix, rows = weight.detach().to(dtype), rows_at_once(weight, "torch" if plain or not learns else "triton")
     with torch.autocast(hidden.device.type, enabled=False):
         for begin in range(0, len(hidden), rows):
-            own, chosen = hidden.detach()[begin : begin + rows].to(dtype), targets[begin : begin + rows]
+            own, chosen = hidden.detach()[begin : begin + rows], targets[begin : begin + rows]
             logits = own @ matrix.T
             if not learns:
                 total += F.cross_entropy(logits.to(total.dtype), chosen, reduction="sum")
                 continue
             loss, gradient = (by_torch if plain else by_triton)(logits, chosen)
             total += loss.sum()
-            d_hidden[begin : begin + rows] = gradient @ matrix
+            torch.mm(gradient, matrix, out=d_hidden[begin : begin + rows])
             add_product(d_weight, gradient.T, own)
     return total, d_hidden, d_weight
 

@@ -30,6 +30,7 @@ def gradients(model, length=30):
 
 
 def compile_blocks(model, recompute, backend="aot_eager"):
+    torch._dynamo.reset()  # of what other tests compiled
     run = torch.compile(run_block, fullgraph=True, backend=backend)
     for block in model.blocks:
         block.train_with(run, recompute)
@@ -88,19 +89,50 @@ def test_a_gate_that_draws_draws_the_same_again(monkeypatch):
 @pytest.mark.parametrize("mixer, kinds", [("gla", 1), (["gla", "softmax"], 2)], ids=str)
 def test_blocks_that_are_alike_are_compiled_once(mixer, kinds):
     model, counter = model_of(layers=6, mixer=mixer), CompileCounterWithBackend("aot_eager")
-    torch._dynamo.reset()
     compile_blocks(model, "elementwise", counter)
     for _ in range(2):
         gradients(model)
     assert counter.frame_count == kinds
 
 
+def test_a_gate_that_holds_a_name_of_its_layer_s_is_compiled_for_each(monkeypatch):
+    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
+
+    @register_gate("layer_test_gate")
+    class OfLayer(Gate):
+        decay_shape = "[B,T,H]"
+
+        def __init__(self, shape):
+            super().__init__()
+            self.proj, self.layer = torch.nn.Linear(shape.dim, shape.heads), str(shape.layer)
+
+        def forward(self, x):
+            return torch.nn.functional.logsigmoid(self.proj(x).float()) / (1 + int(self.layer))
+
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, options: real(function, backend=counter))
+    torch._dynamo.reset()
+    model = model_of(layers=9, gate={"name": "layer_test_gate"})
+    model.tune_training(True, "elementwise")
+    gradients(model)
+    assert counter.frame_count == 9
+
+
 def test_products_are_kept_and_what_is_done_element_by_element_is_not():
     aten = torch.ops.aten
-    for operator in (aten.mm.default, aten.addmm.default, aten.rsqrt.default):
-        assert keep_products(None, operator) == CheckpointPolicy.MUST_SAVE
-    for operator in (aten.mul.Tensor, aten.silu.default, aten._to_copy.default):
-        assert keep_products(None, operator) == CheckpointPolicy.PREFER_RECOMPUTE
+    wide, narrow = torch.empty(128, 96, device="meta"), torch.empty(16, 96, device="meta")
+    x, bias = torch.empty(5, 128, device="meta"), torch.empty(96, device="meta")
+    kept = {aten.mm.default: (x, wide), aten.addmm.default: (bias, x, wide), aten.rsqrt.default: (x,)}
+    anew = {aten.mm.default: (x[:, :16], narrow), aten.addmm.default: (bias, x[:, :16], narrow)}
+    anew |= {aten.mul.Tensor: (x, x), aten.silu.default: (x,), aten._to_copy.default: (x,)}
+    assert {keep_products(None, *call) for call in as_calls(kept)} == {CheckpointPolicy.MUST_SAVE}
+    assert {keep_products(None, *call) for call in as_calls(anew)} == {CheckpointPolicy.PREFER_RECOMPUTE}
+
+
+def as_calls(given):
+    return [(operator, *arguments) for operator, arguments in given.items()]
 
 
 def test_the_op_is_kept():
