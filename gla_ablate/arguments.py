@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     )
     instead = made.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print every trial and what it costs, start nothing")
+    instead.add_argument(
+        "--prepare", action="store_true", help="make the folders of the trials and print them, for torchrun or srun"
+    )
     instead.add_argument("--status", action="store_true", help="print how each trial stands, start nothing")
     instead.add_argument("--report", action="store_true", help="write the report of what has run, start nothing")
     instead.add_argument("--list-gates", action="store_true", help="print the gates, an experiment's plugins included")

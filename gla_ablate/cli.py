@@ -106,6 +106,8 @@ def _run(given: argparse.Namespace) -> int:
             return code
     elif (folder / "experiment.json").is_file():  # of an earlier call, perhaps for another grid or metric
         _record(experiment, grid, folder)
+    if given.prepare:
+        return code
     from gla_ablate.report import write_report
 
     write_report(folder, console)
@@ -160,7 +162,7 @@ def _run_again(given: argparse.Namespace, console: Console) -> int:
     for name, value in {"key=value": given.overrides, "--launcher": elsewhere, "--slurm": given.slurm,
                         "--jobs": given.jobs, "--per-gpu": given.per_gpu, "--out": given.out,
                         "--retry-failed": given.retry_failed, "--fail-fast": given.fail_fast,
-                        "--dry-run": given.dry_run, "--status": given.status,
+                        "--dry-run": given.dry_run, "--prepare": given.prepare, "--status": given.status,
                         "--report": given.report, "--list-gates": given.list_gates}.items():  # fmt: skip
         if value:
             raise ConfigError(f"{name}: a trial's folder ({given.experiment}) takes none; an experiment's YAML does")
@@ -183,7 +185,7 @@ def _launch(
     from gla_ablate.launch.view import make_view
     from gla_ablate.trial import is_finished
 
-    place_of = launcher(given.launcher, given.jobs, given.per_gpu, given.slurm)
+    place_of = None if given.prepare else launcher(given.launcher, given.jobs, given.per_gpu, given.slurm, grid)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "run.lock")
@@ -203,6 +205,11 @@ def _launch(
 
         todo = prepare(grid, folder, given.retry_failed, say)
         _record(experiment, grid, folder)
+        if place_of is None:
+            (folder / HOLDER).unlink(missing_ok=True)
+            for trial in todo:
+                say(str(folder / trial.id))
+            return 0
         done = sum(is_finished(folder / trial.id) for trial in grid)
         left = max(len(grid) - len(todo) - done, 0)
         skipped = f", {done} finished already" if done else ""

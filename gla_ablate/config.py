@@ -81,6 +81,14 @@ class TrainerConfig:
     compile: bool | Literal["auto"] = "auto"
     # activation checkpointing (model/recompute.py); auto: elementwise where compiled, else none
     recompute: Literal["auto", "none", "elementwise", "block"] = "auto"
+    # auto: ddp on several devices, where every one has all weights; fsdp: each keeps its share. On one, nothing
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    devices: int = 1  # of a node, each with a process and an equal part of data.batch_size; GPUs where there are any
+    num_nodes: int = 1  # machines, on each of which torchrun or srun starts the processes
+
+    @property
+    def processes(self) -> int:
+        return self.devices * self.num_nodes
 
 
 @dataclass
@@ -120,6 +128,8 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "trainer.val_every": ("a whole number from 1 to 10^12", lambda x: 1 <= x <= MANY),
     "trainer.max_time": ("a number above 0, or null", lambda x: x is None or x > 0),
     "trainer.log_every": ("a whole number from 1 to 10^12", lambda x: 1 <= x <= MANY),
+    "trainer.devices": ("a whole number from 1 to 1024", lambda x: 1 <= x <= 1024),
+    "trainer.num_nodes": ("a whole number from 1 to 65,536", lambda x: 1 <= x <= 2**16),
 }
 
 
@@ -204,6 +214,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
 
     config = resolve_model(values)
     config.data = check_data(config.data)
+    check_shares(config)
     return config
 
 
@@ -220,6 +231,18 @@ def resolve_model(values: Mapping[str, Any]) -> Config:
     load_plugins(config.plugins)
     config.model = check_model(config.model)
     return config
+
+
+def check_shares(config: Config) -> None:
+    """That all devices get equally many rows of a batch. Raises `ConfigError`."""
+    rows, devices = config.data["batch_size"], config.trainer.processes
+    if rows % devices:
+        fitting = max(n for n in range(1, min(rows, devices) + 1) if rows % n == 0)
+        raise ConfigError(
+            f"data.batch_size: got {rows}, which {devices} devices (trainer.devices · trainer.num_nodes) can't share "
+            f"equally; takes a multiple of {devices}, such as {-(-rows // devices) * devices}, or fewer devices, such "
+            f"as {fitting}"
+        )
 
 
 def to_dict(config: Config) -> dict[str, Any]:

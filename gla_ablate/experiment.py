@@ -32,7 +32,8 @@ from gla_ablate.yaml_io import parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Keys that tell no two trials' results apart, or that stand elsewhere in a trial's name.
-NOT_IDENTITY = ("seed", "plugins", "trainer.log_every", "trainer.max_time")
+NOT_IDENTITY = ("seed", "plugins", "trainer.log_every", "trainer.max_time",
+                "trainer.strategy", "trainer.devices", "trainer.num_nodes")  # fmt: skip
 LABEL_LENGTH = 80  # characters of a folder's name before the hash
 
 

@@ -16,29 +16,35 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from gla_ablate.checkpoint import last
 from gla_ablate.config import Config
 from gla_ablate.data.module import DataModule
+from gla_ablate.distributed import Group
 from gla_ablate.errors import ConfigError
 from gla_ablate.interruption import Interruption
 from gla_ablate.model import count_parameters, flops_per_token, plugin_sha256, state_size
 from gla_ablate.module import AblationModule
 from gla_ablate.ops import resolve_backend
 from gla_ablate.resume import AtomicCheckpointIO, Checkpoints, Point, seed_generators, take_up
+from gla_ablate.sharding import Connected, strategy
 from gla_ablate.stamp import device_name, has_bf16, stamp
 from gla_ablate.status import Status, read_json, write_json
 from gla_ablate.tracking import GateStatistics, MetricsCSV, TrainingLog, declare_hparams
 
 
-def fit(config: Config, folder: Path, status: Status, interruption: Interruption) -> dict[str, Any]:
+def fit(
+    config: Config, folder: Path, status: Status, interruption: Interruption, group: Group | None = None
+) -> dict[str, Any]:
     """Train, validate and return what `result.json` shall hold.
 
     Writes `stamp.json`, `metrics.csv`, `tensorboard/` and `checkpoints/last.ckpt`, the last after each validation and
     when interrupted; goes on from it if there is one. Raises `Interrupted` as `interruption` asks for it, `ConfigError`
     for a precision or backend that the device lacks, `NonFinite` for a loss that isn't finite, `TimeIsUp`, and whatever
-    a gate or a data source raises.
+    a gate or a data source raises. Of several processes, `group`, each calls this, and the first alone writes.
     """
+    group = group or Group()
+    several, first = group.world > 1, group.rank == 0
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints would fill half the trial's log
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # reading packed rows costs less than a worker
     warnings.filterwarnings("ignore", ".*overridden `on_before_batch_transfer`.*")  # as intended: the module's is used
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
     precision = resolve_precision(config.trainer.precision, device)
     try:
         backend = resolve_backend(config.model.backend, device)
@@ -46,53 +52,65 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
         raise ConfigError(f"model.{error}") from error
     status.max_steps = config.trainer.max_steps
 
-    data = DataModule(config.data, config.seed)
+    data = DataModule(config.data, config.seed, rank=group.rank, world=group.world)
     data.prepare_data()
-    identity = data.source.stamp()
-    seed_generators(config.seed)  # for a gate that draws while it runs: weights and batches have streams of their own
+    # For a gate that draws while it runs: weights and batches have streams of their own.
+    seed_generators(config.seed + group.rank)
     module = AblationModule(config)
-    point = take_up(folder, module, identity)
-    write_stamp(
-        folder, stamp(folder, device, backend, precision, identity, plugin_sha256(config.model.gate["name"])), point
-    )
-
-    csv = MetricsCSV(folder / "metrics.csv", go_on=point is not None)
-    tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, flush_secs=10)
-    declare_hparams(tensorboard, config, fresh=point is None)
+    point, identity, loggers = None, {}, []
+    if first:
+        identity = data.source.stamp()
+        point = take_up(folder, module, identity)
+        made = stamp(folder, device, backend, precision, identity, plugin_sha256(config.model.gate["name"]))
+        write_stamp(folder, made | of_several(config, made["device"]), point)
+        csv = MetricsCSV(folder / "metrics.csv", go_on=point is not None)
+        tensorboard = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, flush_secs=10)
+        declare_hparams(tensorboard, config, fresh=point is None)
+        loggers = [csv, tensorboard]
+    point = group.from_first(point)
     log = TrainingLog(config.trainer.log_every, status.progress)
-    checkpoints = Checkpoints(folder, config.trainer, interruption, status)
+    checkpoints = Checkpoints(folder, config.trainer, interruption, status, group)
     if point:
         status.before, status.step, status.loss = point.seconds, point.step, point.loss
-        print(f"going on from step {point.step}", flush=True)
+        if first:
+            print(f"going on from step {point.step}", flush=True)
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=strategy(config.trainer) if several else "auto",
+        use_distributed_sampler=False,  # a process's batches are its share already
         precision=precision,  # type: ignore[arg-type]  # checked by resolve_precision
         max_steps=config.trainer.max_steps,
         val_check_interval=config.trainer.val_every,
         check_val_every_n_epoch=None,  # count steps, not epochs
         num_sanity_val_steps=0,
         gradient_clip_val=config.optim.grad_clip,
-        logger=[csv, tensorboard],
+        logger=loggers,
         callbacks=[log, GateStatistics(config.data["seq_len"]), checkpoints],
         # A job of SLURM is no environment of Lightning's: it would count SLURM's tasks, requeue the job, and go on from
         # an hpc_ckpt that lies about; the launcher does what is to be done.
-        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        plugins=[AtomicCheckpointIO(), Connected(group) if several else LightningEnvironment()],
         default_root_dir=folder,
         enable_checkpointing=False,  # by Lightning's own callback
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    if several:
+        # Lightning's handler of SIGTERM would call the other processes from in between whatever they all are at.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     with interruption.deferred():
         trainer.fit(module, data, ckpt_path=last(folder) if point else None, weights_only=True)
         if config.trainer.max_steps % config.trainer.val_every and not (point and point.complete):
             checkpoints.restore_generators()  # if no step was left to train
             trainer.validate(module, data, verbose=False)  # else the last step has been validated and saved
             checkpoints.save(trainer, complete=True)
+    (peak,) = group.largest(peak_memory(device))
+    if not first:
+        return {}
     tensorboard.experiment.flush()
-
     vocab_size = data.source.vocab_size
-    return {
+    result: dict[str, Any] = {
         "metrics": csv.last,
         "steps": trainer.global_step,
         "tokens": log.tokens,
@@ -102,13 +120,23 @@ def fit(config: Config, folder: Path, status: Status, interruption: Interruption
         "state_size": state_size(config.model, config.data["seq_len"]),
         "flops_per_token": flops_per_token(config.model, vocab_size, config.data["seq_len"]),
         "tokens_per_s": log.tokens_per_s,
-        "peak_mem_mb": peak_memory(device),
+        "peak_mem_mb": peak,
         "backend": backend,
         "compiled": module.compiled,
         "recompute": module.recompute,
         "device": device_name(device),
         "data": identity,
     }
+    return result | of_several(config, result["device"])
+
+
+def of_several(config: Config, device: str) -> dict[str, Any]:
+    """What a stamp and a result tell of a trial on several devices, each named `device`; of one, nothing."""
+    count = config.trainer.processes
+    if count == 1:
+        return {}
+    name = "ddp" if config.trainer.strategy == "auto" else config.trainer.strategy
+    return {"device": f"{count} × {device}", "devices": count, "strategy": name}
 
 
 def write_stamp(folder: Path, made: dict[str, Any], point: Point | None) -> None:

@@ -48,8 +48,9 @@ class Interruption:
         finally:
             self._deferring = False
 
-    def heed(self) -> None:
-        """Raise what was asked for."""
+    def heed(self, by: str | None = None) -> None:
+        """Raise what was asked for; or what was asked of another process, the signal `by`."""
+        self.asked = self.asked or by
         if self.asked is not None:
             self._raised = True
             raise Interrupted(self.asked)

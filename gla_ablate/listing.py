@@ -75,7 +75,15 @@ def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
         bf16 = config.trainer.precision == "bf16-mixed" or (config.trainer.precision == "auto" and automatic)
         vocab_size = build_source(config.data).vocab_size
         key = json.dumps(
-            [to_dict(config)["model"], vocab_size, config.data["batch_size"], config.data["seq_len"], bf16]
+            [
+                to_dict(config)["model"],
+                vocab_size,
+                config.data["batch_size"],
+                config.data["seq_len"],
+                bf16,
+                config.trainer.processes,
+                config.trainer.strategy,
+            ]
         )
         if key not in texts:
             if len(texts) == TRACED:

@@ -55,7 +55,8 @@ def training_bytes(config: Config, vocab_size: int, device: str, bf16: bool) -> 
     """Weights, gradients, AdamW's moments and a step's activations at their peak; None if a step can't be traced so.
 
     All targets count as the data's. Layers with the same mixer are alike, so that the first and one more of each kind
-    tell what many take. CUDA's and the libraries' own memory comes on top, and what the allocator rounds up.
+    tell what many take. Of several devices it is what each has; under fsdp what is gathered counts as if it stayed in
+    bf16. CUDA's and the libraries' own memory comes on top, and what the allocator rounds up.
     """
     parameters = count_parameters(config.model, vocab_size)
     first, *rest = mixers(config.model)
@@ -66,6 +67,9 @@ def training_bytes(config: Config, vocab_size: int, device: str, bf16: bool) -> 
             total += rest.count(kind) * (step_bytes(pair, 2, vocab_size, device, bf16) - one)
     except Exception:  # a plugin's gate can do anything, and so what needs numbers
         return None
+    count = config.trainer.processes
+    if config.trainer.strategy == "fsdp":  # of gradients, which the trace holds whole, a device has its share as well
+        return ((WEIGHT + OPTIMISER) * parameters - WEIGHT * parameters * (count - 1)) // count + total
     return (WEIGHT + OPTIMISER) * parameters + total
 
 
@@ -75,7 +79,7 @@ def step_bytes(config: Config, layers: int, vocab_size: int, device: str, bf16: 
     from torch._subclasses.fake_tensor import FakeTensorMode  # loads torch's compiler: a second
 
     model_config = replace(config.model, layers=layers)
-    shape = config.data["batch_size"], config.data["seq_len"]
+    shape = config.data["batch_size"] // config.trainer.processes, config.data["seq_len"]
     recompute = resolve_recompute(config, resolve_compile(config, vocab_size, torch.device(device)))
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.enable_grad():
         with torch.device(device):

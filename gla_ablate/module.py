@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torchmetrics import SumMetric
 
 from gla_ablate.compilation import resolve_compile, resolve_recompute
 from gla_ablate.config import Config, OptimConfig
 from gla_ablate.data import build_source
 from gla_ablate.data.source import IGNORED
+from gla_ablate.distributed import share_of_mean
 from gla_ablate.model import build_model
 from gla_ablate.ops.cross_entropy import linear_cross_entropy, rows_at_once
+from gla_ablate.sharding import shard
 from gla_ablate.tracking import NonFinite, hparams_metrics, log_metrics
 
 
@@ -45,8 +48,14 @@ class AblationModule(L.LightningModule):
         self.compiled = resolve_compile(config, source.vocab_size, device)
         self.recompute = resolve_recompute(config, self.compiled)
         self.model.tune_training(self.compiled, self.recompute)
+        self.several = config.trainer.processes > 1
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.step_lr = 0.0  # of the last step
+
+    def configure_model(self) -> None:
+        """Leaves each process its share of the weights, if they are to be divided."""
+        if self.device_mesh is not None and not any(isinstance(p, DTensor) for p in self.parameters()):
+            shard(self.model, self.device_mesh["data_parallel"], self.trainer.precision == "bf16-mixed")
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens)
@@ -67,10 +76,13 @@ class AblationModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         hidden, targets = self.hidden_and_targets(batch)
-        return linear_cross_entropy(hidden, self.model.head.weight, targets)
+        if self.several and not len(targets):  # with gradients of 0, which the other processes wait for
+            return share_of_mean(F.linear(hidden, self.model.head.weight).float().sum(), 0)
+        return share_of_mean(linear_cross_entropy(hidden, self.model.head.weight, targets), len(targets))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        hidden, targets = self.hidden_and_targets(batch)
+        with torch.compiler.set_stance("force_eager" if self.several else "default"):  # blocks may be compiled
+            hidden, targets = self.hidden_and_targets(batch)
         self.val_targets.update(len(targets))
         at_once = rows_at_once(self.model.head.weight)
         for own, target in zip(hidden.split(at_once), targets.split(at_once), strict=True):
@@ -100,7 +112,8 @@ class AblationModule(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips to the global norm and keeps that norm for the log: computed once, and never waited for."""
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.step_lr = optimizer.param_groups[0]["lr"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

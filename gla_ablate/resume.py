@@ -13,6 +13,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gla_ablate.checkpoint import Unusable, last, read_checkpoint
 from gla_ablate.config import TrainerConfig
+from gla_ablate.distributed import Group
 from gla_ablate.experiment import NOT_IDENTITY
 from gla_ablate.interruption import Interruption
 from gla_ablate.module import AblationModule
@@ -64,11 +66,15 @@ class Checkpoints(L.Callback):
     Has to be the last callback: what the others log after a validation belongs to what it saves.
     """
 
-    def __init__(self, folder: Path, trainer: TrainerConfig, interruption: Interruption, status: Status) -> None:
+    def __init__(
+        self, folder: Path, trainer: TrainerConfig, interruption: Interruption, status: Status, group: Group
+    ) -> None:
+        self.group = group
         self.folder, self.interruption, self.status = folder, interruption, status
         self.every, self.max_time = trainer.val_every, math.inf if trainer.max_time is None else trainer.max_time
         self.began = time.monotonic()
         self._generators: dict[str, Any] | None = None
+        self._others: list[Any] = []  # of the other processes
         self._logs: dict[str, Any] = {}
         self._complete = False
 
@@ -79,6 +85,12 @@ class Checkpoints(L.Callback):
     def save(self, trainer: L.Trainer, complete: bool = False) -> None:
         """`complete`: nothing is left to do but the result."""
         self._complete = complete
+        self._others = self.group.all(generators())[1:]
+        if trainer.is_global_zero:
+            self._note_logs(trainer)
+        trainer.save_checkpoint(last(self.folder))  # of all processes, by the first
+
+    def _note_logs(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
@@ -88,7 +100,6 @@ class Checkpoints(L.Callback):
             "metrics": (self.folder / "metrics.csv").stat().st_size,
             "events": [path.stat().st_size for path in events(self.folder)],
         }
-        trainer.save_checkpoint(last(self.folder))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.interruption.install()  # in place of Lightning's handler, which would break a validation off
@@ -100,21 +111,31 @@ class Checkpoints(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
             self.save(trainer)
-            self.end(trainer)
+            self.end(trainer, *self.asked())
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         # a step that a validation follows is saved after it: Lightning would leave the validation out
-        if (self.interruption.asked or self.time_is_up()) and trainer.global_step % self.every:
-            self.save(trainer)
-            self.end(trainer)
+        if trainer.global_step % self.every:
+            interrupted, time_is_up = self.asked()
+            if interrupted or time_is_up:
+                self.save(trainer)
+                self.end(trainer, interrupted, time_is_up)
 
-    def time_is_up(self) -> bool:
-        return time.monotonic() - self.began >= self.max_time
+    def asked(self) -> tuple[str | None, bool]:
+        """The signal that asks the trial to end, and whether its time is up: by any of its processes, so that all know
+        the same. Each step of several then waits for the slowest host and some tenths of a millisecond, for no device.
+        """
+        own = self.interruption.asked
+        number, up = self.group.largest(
+            signal.Signals[own] if own else 0, time.monotonic() - self.began >= self.max_time
+        )
+        return (signal.Signals(int(number)).name if number else None), bool(up)
 
-    def end(self, trainer: L.Trainer) -> None:
+    def end(self, trainer: L.Trainer, interrupted: str | None, time_is_up: bool) -> None:
         """Raise what ends the trial here, if anything does; its time doesn't, once all steps are done."""
-        self.interruption.heed()
-        if self.time_is_up() and trainer.global_step < trainer.max_steps:
+        if interrupted:
+            self.interruption.heed(interrupted)
+        if time_is_up and trainer.global_step < trainer.max_steps:
             raise TimeIsUp(f"{self.max_time:g} s were over at step {trainer.global_step} of {trainer.max_steps}")
 
     def restore_generators(self) -> None:
@@ -130,10 +151,11 @@ class Checkpoints(L.Callback):
             "generators": generators(),
             "seconds": self.status.seconds,
             "complete": self._complete,
-        }
+        } | ({"others": self._others} if self._others else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._generators = state["generators"]
+        every = [state["generators"], *state.get("others", [])]
+        self._generators = every[self.group.rank] if self.group.rank < len(every) else None  # those stay as seeded
 
 
 def events(folder: Path) -> list[Path]:
@@ -153,7 +175,7 @@ def generators() -> dict[str, Any]:
     _, key, position, *gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's GPU alone
         "numpy": [torch.from_numpy(np.asarray(key, dtype=np.int64)), position, *gauss],
         "python": list(random.getstate()),
     }
@@ -161,8 +183,8 @@ def generators() -> dict[str, Any]:
 
 def restore_generators(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
-    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, device)
+    for state in states["cuda"][:1] if torch.cuda.is_available() else []:
+        torch.cuda.set_rng_state(state)
     key, *rest = states["numpy"]
     np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
     version, internal, gauss = states["python"]

@@ -120,3 +120,10 @@ class Status:
                 "host": platform.node(),
             },
         )
+
+
+class Unwritten(Status):
+    """Of a process beside the one that writes."""
+
+    def write(self, status: str, reason: str | None = None) -> None:
+        self._written = time.monotonic()

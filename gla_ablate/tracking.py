@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor, nn
 
 from gla_ablate.config import Config
+from gla_ablate.distributed import largest, processes, total
 from gla_ablate.hparams import flat_hparams
 from gla_ablate.model.mixer import GLAMixer
 
@@ -101,7 +102,7 @@ class TrainingLog(L.Callback):
     ) -> None:
         step = trainer.global_step
         self._losses.append(outputs["loss"])
-        self.tokens += batch["inputs"].numel()
+        self.tokens += batch["inputs"].numel() * trainer.world_size
         if step % self.log_every == 0 or step == trainer.max_steps:
             self._log(trainer, module)
         self.progress(step, self._loss, self.rates[-1] if self.rates else None)
@@ -122,14 +123,16 @@ class TrainingLog(L.Callback):
             "train/tokens_per_s": self.rates[-1],
         }
         log_metrics(trainer, metrics)
+        if not trainer.is_global_zero:
+            return
         print(
             f"step {trainer.global_step}/{trainer.max_steps}  loss {self._loss:.4f}  {self.rates[-1]:,.0f} tokens/s",
             flush=True,
         )
 
     def _since_the_last(self) -> list[float]:
-        """The losses of the steps since the last log: where the host waits for the device."""
-        return self._earlier + (torch.stack(self._losses).tolist() if self._losses else [])
+        """The losses of the steps since the last log: where the host waits for the device, and for other processes."""
+        return self._earlier + ((total(torch.stack(self._losses)) / processes()).tolist() if self._losses else [])
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -198,6 +201,12 @@ class GateStatistics(L.Callback):
         self._samples: dict[int, Tensor] = {}  # a layer: [H, n], values of g
         self._largest: dict[int, Tensor] = {}  # a layer: the largest g so far
         self._rows = 0
+        self._counts = True  # whether the batch does
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._counts = "filler" not in batch
 
     def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
         self._sums, self._samples, self._largest, self._rows = {}, {}, {}, 0
@@ -209,7 +218,8 @@ class GateStatistics(L.Callback):
         def observe(gate: nn.Module, args: tuple[Tensor, ...], g: Tensor | None) -> None:
             x = args[0]
             values = by_head(g, heads, x.device)  # [H, n]
-            sums = len(x) * torch.stack([values.exp().mean(1), values.mean(1)])
+            rows = len(x) if self._counts else 0
+            sums = rows * torch.stack([values.exp().mean(1), values.mean(1)])
             if layer not in self._sums:  # the first batch
                 self._sums[layer] = sums
                 self._samples[layer] = values[:, :: math.ceil(values.shape[1] / HISTOGRAM_VALUES)]
@@ -218,7 +228,7 @@ class GateStatistics(L.Callback):
                 self._sums[layer] += sums
                 self._largest[layer] = torch.maximum(self._largest[layer], values.max())
             if layer == min(self._sums):
-                self._rows += len(x)
+                self._rows += rows
 
         return observe
 
@@ -228,10 +238,11 @@ class GateStatistics(L.Callback):
         self._hooks.clear()
         if not self._sums:  # a model of softmax layers alone
             return
-        for layer, largest in zip(self._sums, torch.stack([*self._largest.values()]).tolist(), strict=True):
-            if largest > 0:
-                raise ValueError(f"the gate of layer {layer} gave a log decay of {largest:g}, takes at most 0")
-        means = torch.stack([*self._sums.values()]).cpu() / self._rows  # [layers with a gate, 2, H]
+        for layer, most in zip(self._sums, largest(torch.stack([*self._largest.values()])).tolist(), strict=True):
+            if most > 0:
+                raise ValueError(f"the gate of layer {layer} gave a log decay of {most:g}, takes at most 0")
+        sums = torch.stack([*self._sums.values()])  # [layers with a gate, 2, H]
+        means = total(sums).cpu() / total(torch.full((), self._rows, device=sums.device)).item()
         scalars = {}
         for layer, (forget, g) in zip(self._sums, means, strict=True):
             for head, (f, m) in enumerate(zip(forget.tolist(), memory_length(g, self.seq_len).tolist(), strict=True)):

@@ -7,6 +7,9 @@ one (`resume`). A finished trial is left alone. Exit code 0: finished, 1: failed
 says so.
 
 With `GLA_ABLATE_PARENT` set to the parent's process id, the trial ends when its parent does.
+
+A trial on several devices starts a process more for each (`distributed`), or torchrun or srun has started one of these
+for each (`ranks`); all but rank 0 write nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gla_ablate.interruption import Interrupted, Interruption
-from gla_ablate.status import Status, read_json, write_json
+from gla_ablate.ranks import Rank, own_rank
+from gla_ablate.status import Status, Unwritten, read_json, write_json
 
 DISK_FULL = errno.ENOSPC  # the exit code where not even the status could be written
 OTHERS = 2.0  # seconds for those who hold the lock for a moment, to see whether it is free
@@ -40,10 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not (folder / "config.yaml").is_file():
         print(f"{folder}: no config.yaml here, so there is no trial to run", file=sys.stderr)
         return 2
+    rank = own_rank(lambda: wanted(folder))
+    if rank is not None and rank.number > 0:
+        die_with_parent(signal.SIGKILL)  # its work is rank 0's to save
+        return run_trial(folder, rank)
     die_with_parent()
     try:
         with FileLock(folder / "trial.lock", timeout=OTHERS):
-            return run_trial(folder)
+            return run_trial(folder, rank)
     except Timeout:
         print(f"{folder}: another process is running this trial", file=sys.stderr)
         return 1
@@ -55,26 +63,31 @@ def main(arguments: list[str] | None = None) -> int:
         return DISK_FULL
 
 
-def run_trial(folder: Path) -> int:
-    """Run the trial in `folder`, which this process owns, and return the exit code."""
+def run_trial(folder: Path, rank: Rank | None = None) -> int:
+    """Run the trial in `folder`, which this process owns, and return the exit code. Or one of its processes, `rank`."""
     if is_finished(folder):
         print(f"{folder}: finished already")
         return 0
     interruption = Interruption()
     interruption.install()
-    status = Status(folder / "status.json")
+    first = rank is None or rank.number == 0
+    status = (Status if first else Unwritten)(folder / "status.json")
     try:
         # Late, so that the seconds of importing Lightning pass with a status to see and signals handled.
         import torch
 
         from gla_ablate.config import read_config
+        from gla_ablate.distributed import company
         from gla_ablate.fit import fit
         from gla_ablate.launch.slots import threads
 
         if given := threads():
             torch.set_num_threads(given)
-        result = fit(read_config(folder / "config.yaml"), folder, status, interruption)
-        write_json(folder / "result.json", result)
+        config = read_config(folder / "config.yaml")
+        with company(config.trainer, folder, rank, status) as group:
+            result = fit(config, folder, status, interruption, group)
+        if first:
+            write_json(folder / "result.json", result)
         status.write("finished")
     except (Interrupted, SystemExit):  # Lightning makes an exit of a SIGTERM that comes before training or validating
         if interruption.asked is None:
@@ -93,11 +106,14 @@ def failure(error: Exception, step: int) -> tuple[str, str]:
     """The status of a failed trial, and the reason in one short line."""
     import torch
 
+    from gla_ablate.distributed import Elsewhere
     from gla_ablate.errors import ConfigError
     from gla_ablate.resume import TimeIsUp
     from gla_ablate.tracking import NonFinite
 
     text = " ".join(str(error).split())
+    if isinstance(error, Elsewhere):
+        return error.status, error.reason
     if isinstance(error, NonFinite):
         return "diverged", text
     if isinstance(error, TimeIsUp):
@@ -129,12 +145,23 @@ def is_finished(folder: Path) -> bool:
     return (status or {}).get("status") == "finished" and isinstance((result or {}).get("metrics"), dict)
 
 
-def die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent named in `GLA_ABLATE_PARENT` ends, however it ends."""
+def wanted(folder: Path) -> int:
+    """How many processes the trial is to have; 1 if that can't be read, which the trial will say."""
+    from gla_ablate.config import read_config
+    from gla_ablate.errors import ConfigError
+
+    try:
+        return read_config(folder / "config.yaml").trainer.processes
+    except ConfigError:
+        return 1
+
+
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask Linux for this signal when the parent named in `GLA_ABLATE_PARENT` ends, however it ends."""
     parent = os.environ.get("GLA_ABLATE_PARENT")
     if parent is None or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != int(parent):  # it ended before the request
         sys.exit(130)
 

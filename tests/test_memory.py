@@ -58,6 +58,15 @@ def test_more_of_anything_takes_more():
     assert bytes_of(base, bf16=True) < bytes_of(base)
 
 
+def test_of_several_devices_each_has_its_rows_and_under_fsdp_its_share_of_the_weights():
+    alone, base = small(), replace(small(), data=DATA | {"batch_size": 4})
+    assert training_bytes(replace(base, trainer=TrainerConfig(devices=2)), 256, "cpu", False) == training_bytes(
+        alone, 256, "cpu", False
+    )
+    fsdp = training_bytes(replace(base, trainer=TrainerConfig(devices=2, strategy="fsdp")), 256, "cpu", False)
+    assert training_bytes(alone, 256, "cpu", False) - fsdp == 8 * count_parameters(alone.model, 256)
+
+
 def test_what_is_freed_counts_once():
     with Peak() as peak:
         a = torch.ones(1000)  # fp32

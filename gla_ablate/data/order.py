@@ -15,6 +15,20 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
+class Shares(Sampler[list[int]]):
+    """Of each batch the rows of process `rank` of `world`, one behind the other; all have equally many or, of rows that
+    don't divide, some one more."""
+
+    def __init__(self, batches: Sampler[list[int]], rank: int, world: int) -> None:
+        self.batches, self.rank, self.world = batches, rank, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            # rounded up, so that the first ranks have what there is
+            begin, end = (-(-len(batch) * rank // self.world) for rank in (self.rank, self.rank + 1))
+            yield batch[begin:end]
+
+
 class StepBatches(Sampler[list[int]]):
     """Endless batches of row numbers, from that of `start_step` on. `rows` must fill one batch."""
 

@@ -19,6 +19,7 @@ from gla_ablate.config import read_config
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.local import is_locked, prepare, run_trials
+from gla_ablate.launch.places import widest
 from gla_ablate.launch.processes import starter
 from gla_ablate.launch.slots import divide
 from gla_ablate.launch.view import make_view
@@ -57,10 +58,11 @@ def _run_again(home: Path, stamp: dict[str, Any], console: Console, max_retries:
     for change in changes(stamp) if stamp else []:
         say(f"not as it was: {change}")
     trial = Trial(target.name, {}, config.seed, config)
-    slots = divide(1)
+    devices = widest([trial])
+    slots = divide(1, devices=devices)
     threads = part(stamp, "machine").get("threads")
     if type(threads) is int and 0 < threads < 10_000 and "CUDA_VISIBLE_DEVICES" not in slots[0]:
-        slots[0]["OMP_NUM_THREADS"] = str(threads)  # on a CPU other bits come of another number
+        slots[0]["OMP_NUM_THREADS"] = str(threads * devices)  # on a CPU other bits come of another number
     todo = prepare([trial], target.parent, retry_failed=True, say=say)
     with make_view(console, todo, 0) as view:
         interrupted = run_trials(todo, target.parent, slots, view, starter(slots), max_retries=max_retries)

@@ -37,32 +37,37 @@ class Share(NamedTuple):
 
 
 def share(
-    nodes: Sequence[Mapping[str, float]], jobs: int | None, per_gpu: int | None, threads: int | None, gpu: bool
-) -> Share:
+    nodes: Sequence[Mapping[str, float]], jobs: int | None, per_gpu: int | None, threads: int | None, gpu: bool,
+    devices: int = 1,
+) -> Share:  # fmt: skip
     """How the `nodes`, each by its resources, are divided among `jobs` trials at a time, or as many as they hold.
 
-    With `gpu`, where there are any, each trial gets one or a part of one, and an equal share of its node's CPUs; else
-    so many CPUs that all jobs have a place, or a single one. `threads` of the user's stand. Raises `ConfigError` where
-    no node could take a trial; of what an autoscaler would add nothing is known.
+    With `gpu`, where there are any, each trial gets `devices` or a part of one, and an equal share of its node's CPUs;
+    else so many CPUs that all jobs have a place, or one for each of `devices`. `threads` of the user's stand. Raises
+    `ConfigError` where no node could take a trial; of what an autoscaler would add nothing is known.
     """
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     gpus = [int(node.get("GPU", 0)) * gpu for node in nodes]
     if per_gpu and not any(gpus):
         raise ConfigError("--per-gpu: there is no GPU in the Ray cluster (nodes that are yet to come don't count)")
     if any(gpus):
-        slots = [n * (per_gpu or 1) for n in gpus]
+        slots = [n // devices * (per_gpu or 1) for n in gpus]
+        if not any(slots):
+            raise ConfigError(
+                f"trainer.devices: got {devices}, takes at most {max(gpus)}, the GPUs of a node of the Ray cluster"
+            )
         each = threads or max(1, min(c // s for c, s in zip(cpus, slots, strict=True) if s))
         count = sum(min(c // each, s) for c, s in zip(cpus, slots, strict=True))
     else:
         fitting = (n for n in range(max(cpus, default=0), 0, -1) if sum(c // n for c in cpus) >= (jobs or 0))
-        each = threads or (next(fitting, 1) if jobs else 1)
+        each = threads or (next(fitting, devices) if jobs else devices)
         count = sum(c // each for c in cpus)
     if not count:
         raise ConfigError(
             f"--launcher ray: a trial takes {each} CPUs (OMP_NUM_THREADS), and no node has as many (nodes that are yet "
             "to come don't count)"
         )
-    part = GRAINS // (per_gpu or 1) / GRAINS  # where Ray rounds up, the last one would have no place
+    part = devices * (GRAINS // (per_gpu or 1)) / GRAINS  # where Ray rounds up, the last one would have no place
     return Share(each, part if any(gpus) else 0.0, min(count, jobs or count))
 
 

@@ -16,7 +16,7 @@ from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
 from gla_ablate.launch.on_ray import StartOnRay, address, cluster, share
 from gla_ablate.launch.processes import Start, starter
-from gla_ablate.launch.slots import divide, threads
+from gla_ablate.launch.slots import check_part, divide, threads
 from gla_ablate.launch.slurm_options import CLUSTER, complete
 
 JOBS = 32  # of SLURM at a time, where nobody has said
@@ -39,8 +39,8 @@ class Launcher(Protocol):
 
 
 class Local:
-    def __init__(self, jobs: int | None, per_gpu: int | None) -> None:
-        self.slots = divide(jobs, per_gpu)
+    def __init__(self, jobs: int | None, per_gpu: int | None, devices: int = 1) -> None:
+        self.slots = divide(jobs, per_gpu, devices)
 
     @contextmanager
     def open(self, todo: list[Trial], folder: Path) -> Iterator[Place]:
@@ -48,25 +48,26 @@ class Local:
 
 
 class Ray:
-    def __init__(self, jobs: int | None, per_gpu: int | None) -> None:
+    def __init__(self, jobs: int | None, per_gpu: int | None, devices: int = 1) -> None:
         check_installed("ray")
-        self.jobs, self.per_gpu = jobs, per_gpu
+        check_part(per_gpu, devices)
+        self.jobs, self.per_gpu, self.devices = jobs, per_gpu, devices
         self.threads, self.address = threads(), address()
 
     @contextmanager
     def open(self, todo: list[Trial], folder: Path) -> Iterator[Place]:
         with cluster(self.address) as nodes:
             gpu = os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-            part = share(nodes, self.jobs, self.per_gpu, self.threads, gpu)
+            part = share(nodes, self.jobs, self.per_gpu, self.threads, gpu, self.devices)
             slots = [{"OMP_NUM_THREADS": str(part.cpus)}] * (self.jobs or len(todo))
             where = f" on a Ray cluster of {len(nodes)} node{'s' * (len(nodes) > 1)}"
             yield Place(StartOnRay(part), slots, min(part.places, len(todo)), where)
 
 
 class Slurm:
-    def __init__(self, jobs: int | None, given: Sequence[tuple[str, Any]]) -> None:
+    def __init__(self, jobs: int | None, given: Sequence[tuple[str, Any]], devices: int = 1) -> None:
         check_installed("submitit", extra="slurm")
-        self.jobs, self.options = jobs, complete(given, threads())
+        self.jobs, self.devices, self.options = jobs, devices, complete(given, threads(), devices)
         for command in ("sbatch", "srun", "squeue"):
             if self.options[CLUSTER] == "slurm" and shutil.which(command) is None:
                 raise ConfigError(
@@ -80,7 +81,7 @@ class Slurm:
         from gla_ablate.launch.slurm_queue import ranges
 
         if self.options[CLUSTER] == "local":
-            slots = divide(self.jobs)
+            slots = divide(self.jobs, devices=self.devices)
             count = len(slots)
         else:
             slots = [{"OMP_NUM_THREADS": str(threads() or self.options["cpus_per_task"])}] * len(todo)
@@ -100,11 +101,25 @@ class Slurm:
                 print(f"scancel failed, so these jobs may go on; the same command finds them: {jobs}", file=sys.stderr)
 
 
-def launcher(name: str, jobs: int | None, per_gpu: int | None, slurm: Sequence[tuple[str, Any]]) -> Launcher:
-    """The one of that name. Raises `ConfigError` for what it lacks here."""
+def launcher(
+    name: str, jobs: int | None, per_gpu: int | None, slurm: Sequence[tuple[str, Any]], grid: Sequence[Trial] = ()
+) -> Launcher:
+    """The one of that name, with a place for each trial of `grid`. Raises `ConfigError` for what it lacks here."""
+    devices = widest(grid)
     if name == "slurm":
-        return Slurm(jobs, slurm)
-    return (Ray if name == "ray" else Local)(jobs, per_gpu)
+        return Slurm(jobs, slurm, devices)
+    return (Ray if name == "ray" else Local)(jobs, per_gpu, devices)
+
+
+def widest(grid: Sequence[Trial]) -> int:
+    """The most devices that a trial has. Raises `ConfigError` for one on several nodes."""
+    nodes = max((trial.config.trainer.num_nodes for trial in grid), default=1)
+    if nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes: got {nodes}, but run.py starts a trial on one node; --prepare makes its folder, and "
+            "torchrun or srun on each node starts it (docs/scaling.md)"
+        )
+    return max((trial.config.trainer.devices for trial in grid), default=1)
 
 
 def check_installed(package: str, extra: str | None = None) -> None:

@@ -34,25 +34,36 @@ def threads() -> int | None:
     return int(first)
 
 
-def divide(jobs: int | None, per_gpu: int | None = None) -> list[dict[str, str]]:
-    """The environment of each of `jobs` slots: a GPU where there are any, in turn, and an equal share of the cores.
+def divide(jobs: int | None, per_gpu: int | None = None, devices: int = 1) -> list[dict[str, str]]:
+    """The environment of each of `jobs` slots: `devices` GPUs where there are any, in turn, and an equal share of the
+    cores.
 
-    By default `per_gpu` (1) slots a GPU, or without GPUs two in all (one on a single core). An `OMP_NUM_THREADS` of the
-    user's stands. Raises `ConfigError` for a `per_gpu` that the GPUs here don't allow: none, or fewer slots than jobs,
-    and for an `OMP_NUM_THREADS` that is no number.
+    By default `per_gpu` (1) slots a GPU, or without GPUs two in all (one on fewer cores than that takes). An
+    `OMP_NUM_THREADS` of the user's stands. Raises `ConfigError` for `devices` or a `per_gpu` that the GPUs here don't
+    allow: none, or fewer slots than jobs, and for an `OMP_NUM_THREADS` that is no number.
     """
-    devices = gpus()
-    if per_gpu and not devices:
+    names = gpus()
+    check_part(per_gpu, devices)
+    if per_gpu and not names:
         raise ConfigError("--per-gpu: there is no GPU here")
-    if per_gpu and jobs and jobs > per_gpu * len(devices):
-        raise ConfigError(f"--jobs: got {jobs}, more than --per-gpu {per_gpu} on {len(devices)} GPUs")
-    count = jobs or len(devices) * (per_gpu or 1) or min(2, cores())
+    if per_gpu and jobs and jobs > per_gpu * len(names):
+        raise ConfigError(f"--jobs: got {jobs}, more than --per-gpu {per_gpu} on {len(names)} GPUs")
+    if names and devices > len(names):
+        raise ConfigError(f"trainer.devices: got {devices}, takes at most {len(names)}, the GPUs here")
+    places = [",".join(names[i : i + devices]) for i in range(0, len(names) - devices + 1, devices)]
+    count = jobs or len(places) * (per_gpu or 1) or min(2, max(1, cores() // devices))
     each = threads() or max(1, cores() // count)
     slots = [{"OMP_NUM_THREADS": str(each)} for _ in range(count)]
     for i, slot in enumerate(slots):
-        if devices:
-            slot["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
+        if places:
+            slot["CUDA_VISIBLE_DEVICES"] = places[i % len(places)]
     return slots
+
+
+def check_part(per_gpu: int | None, devices: int) -> None:
+    """That no trial on several GPUs is to get parts of them. Raises `ConfigError`."""
+    if per_gpu and devices > 1:
+        raise ConfigError(f"--per-gpu: goes with trials on one GPU, and of these one has trainer.devices {devices}")
 
 
 def device_of(slot: dict[str, str]) -> str:

@@ -38,10 +38,21 @@ def slurm_option(text: str) -> tuple[str, Any]:
     return key, int(value) if key in NUMBERS else value
 
 
-def complete(given: Iterable[tuple[str, Any]], threads: int | None) -> dict[str, Any]:
-    """The options with what isn't given: the time, and a CPU for each of the trial's `threads`. Raises `ConfigError`
-    for jobs that would be told to save before they begin."""
-    options = {"time": MINUTES, "signal_delay_s": DELAY, "cpus_per_task": threads or 1, CLUSTER: "slurm", **dict(given)}
+def complete(given: Iterable[tuple[str, Any]], threads: int | None, devices: int = 1) -> dict[str, Any]:
+    """The options with what isn't given: the time, and a CPU for each of the trial's `threads`, or of its `devices`.
+    Raises `ConfigError` for jobs that would be told to save before they begin, or that have fewer GPUs than devices. A
+    job is one task, whatever the trial starts in it."""
+    usual: dict[str, Any] = {
+        "time": MINUTES,
+        "signal_delay_s": DELAY,
+        "cpus_per_task": threads or devices,
+        CLUSTER: "slurm",
+    }
+    options = usual | dict(given)
+    if options.get("gpus_per_node", devices) < devices:
+        raise ConfigError(
+            f"--slurm gpus_per_node: got {options['gpus_per_node']}, takes at least {devices} (trainer.devices)"
+        )
     if 60 * options["time"] <= options["signal_delay_s"] + EARLY:
         raise ConfigError(
             f"--slurm time: got {options['time']} minutes, so a trial might be told to save and end at once, "

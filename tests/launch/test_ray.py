@@ -236,3 +236,11 @@ def test_a_cluster_that_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: p
         assert address() == here
         monkeypatch.setenv("RAY_ADDRESS", "local")
         assert address() is None
+
+
+def test_a_trial_on_several_devices_asks_for_as_many_gpus_of_one_node() -> None:
+    nodes = [{"CPU": 16, "GPU": 4}, {"CPU": 32, "GPU": 7}, {"CPU": 8, "GPU": 1}]
+    assert share(nodes, None, None, None, gpu=True, devices=2) == Share(8, 2, 5)
+    assert share([{"CPU": 8}], None, None, None, gpu=True, devices=2) == Share(2, 0, 4)
+    with pytest.raises(ConfigError, match=r"trainer.devices: got 8, takes at most 7, the GPUs of a node"):
+        share(nodes, None, None, None, gpu=True, devices=8)

@@ -78,3 +78,19 @@ def test_a_number_of_threads_that_is_none_is_refused(machine, monkeypatch, given
     monkeypatch.setenv("OMP_NUM_THREADS", given)
     with pytest.raises(ConfigError, match=f"OMP_NUM_THREADS: got '{given}', takes a whole number from 1"):
         slots.divide(2)
+
+
+def test_a_trial_on_several_devices_has_a_slot_with_as_many_gpus(machine):
+    machine(16, gpus=5, visible="3,4,5,6,7")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots.divide(None, devices=2)] == ["3,4", "5,6"]
+    assert slots.divide(None, devices=2)[0]["OMP_NUM_THREADS"] == "8"
+    with pytest.raises(ConfigError, match=r"trainer.devices: got 6, takes at most 5, the GPUs here"):
+        slots.divide(None, devices=6)
+    with pytest.raises(ConfigError, match=r"--per-gpu: .*trainer.devices 2"):
+        slots.divide(None, per_gpu=2, devices=2)
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 1), (2, 1), (3, 1), (4, 2), (16, 2)])
+def test_without_gpus_a_trial_on_several_devices_has_cores_for_them(machine, cores, count):
+    machine(cores)
+    assert len(slots.divide(None, devices=2)) == count

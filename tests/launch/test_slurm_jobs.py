@@ -371,3 +371,10 @@ def test_a_note_that_names_no_job_is_not_followed(tmp_path: Path, number: object
 
 def test_every_option_is_one_that_submitit_takes() -> None:
     assert set(TAKEN) - {CLUSTER} <= submitit.SlurmExecutor._valid_parameters()
+
+
+def test_a_job_of_several_devices_has_gpus_and_cpus_for_them() -> None:
+    assert complete([], None, devices=4)["cpus_per_task"] == 4
+    assert complete([("gpus_per_node", 8)], 2, devices=4)["cpus_per_task"] == 2
+    with pytest.raises(ConfigError, match=r"gpus_per_node: got 1, takes at least 4 \(trainer.devices\)"):
+        complete([("gpus_per_node", 1)], None, devices=4)
