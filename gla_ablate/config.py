@@ -75,8 +75,12 @@ class TrainerConfig:
     val_every: int = 50  # steps between validations; one always runs at the end
     log_every: int = 10
     max_time: float | None = None  # seconds of training in one go, after which a trial saves and ends "out of time"
+    # micro-batches of data.batch_size / accumulate rows that make up the batch of a step, one after the other: less
+    # memory, the same result beyond rounding
+    accumulate: int = 1
     # auto: bf16-mixed where the device has it, else 32-true
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    # bf16-true: weights and gradients in bf16 too, with fp32 masters (`masters.py`)
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
     # torch.compile the network of a training step; auto: on a GPU, where that saves more time than it takes
     compile: bool | Literal["auto"] = "auto"
     # activation checkpointing (model/recompute.py); auto: elementwise where compiled, else none
@@ -127,6 +131,7 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "trainer.max_steps": ("a whole number from 1 to 10^12", lambda x: 1 <= x <= MANY),
     "trainer.val_every": ("a whole number from 1 to 10^12", lambda x: 1 <= x <= MANY),
     "trainer.max_time": ("a number above 0, or null", lambda x: x is None or x > 0),
+    "trainer.accumulate": ("a whole number from 1", lambda x: x >= 1),
     "trainer.log_every": ("a whole number from 1 to 10^12", lambda x: 1 <= x <= MANY),
     "trainer.devices": ("a whole number from 1 to 1024", lambda x: 1 <= x <= 1024),
     "trainer.num_nodes": ("a whole number from 1 to 65,536", lambda x: 1 <= x <= 2**16),
@@ -234,14 +239,28 @@ def resolve_model(values: Mapping[str, Any]) -> Config:
 
 
 def check_shares(config: Config) -> None:
-    """That all devices get equally many rows of a batch. Raises `ConfigError`."""
-    rows, devices = config.data["batch_size"], config.trainer.processes
+    """That all devices get equally many rows of a batch, in equal micro-batches, and what only one device can do.
+    Raises `ConfigError`."""
+    rows, devices, parts = config.data["batch_size"], config.trainer.processes, config.trainer.accumulate
+    if devices > 1 and config.trainer.precision == "bf16-true":
+        raise ConfigError(
+            "trainer.precision: got bf16-true, whose fp32 masters are on one device (trainer.devices, "
+            "trainer.num_nodes); takes bf16-mixed on several, where trainer.strategy fsdp computes in bf16 weights"
+        )
     if rows % devices:
         fitting = max(n for n in range(1, min(rows, devices) + 1) if rows % n == 0)
         raise ConfigError(
             f"data.batch_size: got {rows}, which {devices} devices (trainer.devices · trainer.num_nodes) can't share "
             f"equally; takes a multiple of {devices}, such as {-(-rows // devices) * devices}, or fewer devices, such "
             f"as {fitting}"
+        )
+    rows //= devices
+    if rows % parts:
+        fits = next(n for n in range(min(parts, rows), 0, -1) if rows % n == 0)
+        rest = "the rows of a step" if devices == 1 else f"over {devices} devices, the rows of a step on each"
+        raise ConfigError(
+            f"trainer.accumulate: got {parts}, takes a divisor of data.batch_size, {rows}, {rest}: "
+            f"such as {fits}, or data.batch_size {devices * parts * math.ceil(rows / parts)}"
         )
 
 

@@ -21,6 +21,7 @@ METRICS = (
     "train/loss",
     "train/grad_norm",
     "train/tokens_per_s",
+    "train/data_wait_ms",
     "lr",
 )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,6 @@ def fit(
     group = group or Group()
     several, first = group.world > 1, group.rank == 0
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints would fill half the trial's log
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # reading packed rows costs less than a worker
-    warnings.filterwarnings("ignore", ".*overridden `on_before_batch_transfer`.*")  # as intended: the module's is used
     device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
     precision = resolve_precision(config.trainer.precision, device)
     try:
@@ -52,7 +50,9 @@ def fit(
         raise ConfigError(f"model.{error}") from error
     status.max_steps = config.trainer.max_steps
 
-    data = DataModule(config.data, config.seed, rank=group.rank, world=group.world)
+    data = DataModule(
+        config.data, config.seed, accumulate=config.trainer.accumulate, rank=group.rank, world=group.world
+    )
     data.prepare_data()
     # For a gate that draws while it runs: weights and batches have streams of their own.
     seed_generators(config.seed + group.rank)
@@ -68,7 +68,7 @@ def fit(
         declare_hparams(tensorboard, config, fresh=point is None)
         loggers = [csv, tensorboard]
     point = group.from_first(point)
-    log = TrainingLog(config.trainer.log_every, status.progress)
+    log = TrainingLog(config.trainer.log_every, status.progress, data.waited)
     checkpoints = Checkpoints(folder, config.trainer, interruption, status, group)
     if point:
         status.before, status.step, status.loss = point.seconds, point.step, point.loss
@@ -80,10 +80,12 @@ def fit(
         num_nodes=config.trainer.num_nodes,
         strategy=strategy(config.trainer) if several else "auto",
         use_distributed_sampler=False,  # a process's batches are its share already
-        precision=precision,  # type: ignore[arg-type]  # checked by resolve_precision
+        # Not Lightning's bf16-true, which would take a gate's parameters and constants along, and keep no masters.
+        precision="bf16-mixed" if precision == "bf16-true" else precision,  # type: ignore[arg-type]  # as resolved
         max_steps=config.trainer.max_steps,
-        val_check_interval=config.trainer.val_every,
-        check_val_every_n_epoch=None,  # count steps, not epochs
+        accumulate_grad_batches=config.trainer.accumulate,
+        val_check_interval=config.trainer.val_every * config.trainer.accumulate,  # micro-batches
+        check_val_every_n_epoch=None,  # count those, not epochs
         num_sanity_val_steps=0,
         gradient_clip_val=config.optim.grad_clip,
         logger=loggers,
@@ -99,7 +101,7 @@ def fit(
     if several:
         # Lightning's handler of SIGTERM would call the other processes from in between whatever they all are at.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    with interruption.deferred():
+    with interruption.deferred(), contextlib.closing(data):
         trainer.fit(module, data, ckpt_path=last(folder) if point else None, weights_only=True)
         if config.trainer.max_steps % config.trainer.val_every and not (point and point.complete):
             checkpoints.restore_generators()  # if no step was left to train
@@ -150,14 +152,14 @@ def write_stamp(folder: Path, made: dict[str, Any], point: Point | None) -> None
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Lightning's name for `trainer.precision` on `device`; "auto" is bf16-mixed on a GPU that computes in bf16, else
-    32-true. Raises `ConfigError` for bf16-mixed on a GPU that would emulate it."""
+    """`trainer.precision` on `device`, where "auto" is bf16-mixed on a GPU that computes in bf16, else 32-true. Raises
+    `ConfigError` for bf16 on a GPU that would emulate it."""
     if precision == "auto":
         return "bf16-mixed" if has_bf16(device.type) else "32-true"
-    if precision == "bf16-mixed" and device.type == "cuda" and not has_bf16(device.type):
+    if precision != "32-true" and device.type == "cuda" and not has_bf16(device.type):
         name = torch.cuda.get_device_name(device)
         raise ConfigError(
-            f"trainer.precision: got 'bf16-mixed', which {name} doesn't compute in; takes '32-true' or 'auto'"
+            f"trainer.precision: got {precision!r}, which {name} doesn't compute in; takes '32-true' or 'auto'"
         )
     return precision
 

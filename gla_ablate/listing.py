@@ -72,7 +72,8 @@ def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
     texts: dict[str, str] = {}
     for trial in trials:
         config = trial.config
-        bf16 = config.trainer.precision == "bf16-mixed" or (config.trainer.precision == "auto" and automatic)
+        precision = config.trainer.precision
+        bf16 = precision.startswith("bf16") or (precision == "auto" and automatic)
         vocab_size = build_source(config.data).vocab_size
         key = json.dumps(
             [
@@ -80,9 +81,12 @@ def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
                 vocab_size,
                 config.data["batch_size"],
                 config.data["seq_len"],
-                bf16,
+                precision,
+                config.trainer.accumulate,
                 config.trainer.processes,
                 config.trainer.strategy,
+                config.trainer.recompute,
+                config.trainer.compile,
             ]
         )
         if key not in texts:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from gla_ablate.compilation import resolve_compile, resolve_recompute
 from gla_ablate.config import Config
+from gla_ablate.masters import Masters
 from gla_ablate.model import count_parameters
 from gla_ablate.model.kinds import mixers
 from gla_ablate.model.language_model import LanguageModel
@@ -20,7 +21,7 @@ from gla_ablate.model.shapes import build_gates
 from gla_ablate.ops.cross_entropy import linear_cross_entropy
 
 OPTIMISER = 2 * 4  # bytes a parameter: AdamW's moments
-WEIGHT = 4
+WEIGHT, WEIGHT_AND_MASTER = 4, 2 + 4
 
 
 class Peak(TorchDispatchMode):
@@ -67,29 +68,37 @@ def training_bytes(config: Config, vocab_size: int, device: str, bf16: bool) -> 
             total += rest.count(kind) * (step_bytes(pair, 2, vocab_size, device, bf16) - one)
     except Exception:  # a plugin's gate can do anything, and so what needs numbers
         return None
+    weight = WEIGHT_AND_MASTER if config.trainer.precision == "bf16-true" else WEIGHT
     count = config.trainer.processes
     if config.trainer.strategy == "fsdp":  # of gradients, which the trace holds whole, a device has its share as well
         return ((WEIGHT + OPTIMISER) * parameters - WEIGHT * parameters * (count - 1)) // count + total
-    return (WEIGHT + OPTIMISER) * parameters + total
+    return (weight + OPTIMISER) * parameters + total
 
 
 def step_bytes(config: Config, layers: int, vocab_size: int, device: str, bf16: bool, fake: bool = True) -> int:
-    """The peak of gradients and activations over two steps of a model with so many layers. As in Lightning, gradients
-    stay until the forward pass of the next step is over."""
+    """The peak of gradients and activations over two steps of a model with so many layers, or two micro-batches of one.
+    As in Lightning, gradients stay until the forward pass of the next step is over."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # loads torch's compiler: a second
 
     model_config = replace(config.model, layers=layers)
-    shape = config.data["batch_size"] // config.trainer.processes, config.data["seq_len"]
+    parts = config.trainer.accumulate
+    shape = config.data["batch_size"] // (config.trainer.processes * parts), config.data["seq_len"]
     recompute = resolve_recompute(config, resolve_compile(config, vocab_size, torch.device(device)))
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.enable_grad():
         with torch.device(device):
             model = LanguageModel(model_config, vocab_size, build_gates(model_config, seed=0))
             model.tune_training(False, recompute)  # compiled, the same is kept, or a little less
             tokens = torch.zeros(shape, dtype=torch.long)
+            masters = Masters(model) if config.trainer.precision == "bf16-true" else None
         with Peak() as peak:
-            for _ in range(2):
+            for step in range(2):
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
                     loss = linear_cross_entropy(model.hidden(tokens).flatten(0, 1), model.head.weight, tokens.flatten())
-                model.zero_grad()
+                if not step or parts == 1:
+                    model.zero_grad()
                 loss.backward()
+                if masters:
+                    masters.take_gradients()
+                    if parts == 1:
+                        masters.write_back()
     return peak.most

@@ -17,8 +17,8 @@ from torchmetrics import SumMetric
 from gla_ablate.compilation import resolve_compile, resolve_recompute
 from gla_ablate.config import Config, OptimConfig
 from gla_ablate.data import build_source
-from gla_ablate.data.source import IGNORED
 from gla_ablate.distributed import share_of_mean
+from gla_ablate.masters import Masters
 from gla_ablate.model import build_model
 from gla_ablate.ops.cross_entropy import linear_cross_entropy, rows_at_once
 from gla_ablate.sharding import shard
@@ -28,9 +28,10 @@ from gla_ablate.tracking import NonFinite, hparams_metrics, log_metrics
 class AblationModule(L.LightningModule):
     """A language model trained on next-token cross entropy, averaged over the targets that count.
 
-    A batch is `{"inputs": [B,T], "targets": [B,T]}` of token ids, a target of −100 being ignored. Logs, with the number
-    of optimiser steps done: val/loss (nats a token), val/ppl, and val/bpb where the data know their bytes per token,
-    else val/accuracy. The training curves are `tracking.TrainingLog`'s.
+    A batch is `{"inputs": [B,T], "targets": [B,T]}` of token ids; where targets of −100 are among them, to be ignored,
+    also "labelled", the flat indices of the others, and perhaps "weight" (`data.reading.micro_batches`). Logs, with the
+    number of optimiser steps done: val/loss (nats a token), val/ppl, and val/bpb where the data know their bytes per
+    token, else val/accuracy. The training curves are `tracking.TrainingLog`'s.
     """
 
     def __init__(self, config: Config) -> None:
@@ -39,6 +40,7 @@ class AblationModule(L.LightningModule):
         source = build_source(config.data)
         self.bytes_per_token = source.bytes_per_token
         self.model = build_model(config.model, source.vocab_size, config.seed)
+        self.masters = Masters(self.model) if config.trainer.precision == "bf16-true" else None
         # Over the targets of one validation. "disable", since the other strategies wait for the device at each update
         # and drop the NaN that must be seen; sums, since MeanMetric ignores its weights under "disable".
         self.val_loss, self.val_correct, self.val_targets = (
@@ -60,13 +62,7 @@ class AblationModule(L.LightningModule):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens)
 
-    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Adds "labelled", the flat indices of the targets that count, if some don't. Done while the batch is in host
-        memory: on a GPU the search would make every step wait for the device."""
-        counts = batch["targets"].flatten() != IGNORED  # [B·T]
-        return batch if counts.all() else batch | {"labelled": counts.nonzero().squeeze(1)}
-
-    def hidden_and_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def hidden_and_targets(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Hidden states [N,dim] and targets [N] at the N positions that count; the head doesn't see the others."""
         hidden = self.model.hidden(batch["inputs"]).flatten(0, 1)  # [B·T, dim]
         targets = batch["targets"].flatten()  # [B·T]
@@ -74,15 +70,19 @@ class AblationModule(L.LightningModule):
             hidden, targets = hidden[batch["labelled"]], targets[batch["labelled"]]
         return hidden, targets
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of a batch, or of one of its micro-batches, whose mean is that of the batch."""
         hidden, targets = self.hidden_and_targets(batch)
-        if self.several and not len(targets):  # with gradients of 0, which the other processes wait for
-            return share_of_mean(F.linear(hidden, self.model.head.weight).float().sum(), 0)
-        return share_of_mean(linear_cross_entropy(hidden, self.model.head.weight, targets), len(targets))
+        # Where micro-batches, or processes, have different numbers of targets that count, none may weigh as any other.
+        all_own = batch.get("counted", batch["targets"].numel() * self.config.trainer.accumulate)
+        weight = batch.get("weight", 1.0)
+        if not len(targets) and (self.several or not weight):  # the mean would be NaN: with gradients of 0
+            return share_of_mean(F.linear(hidden, self.model.head.weight).float().sum(), all_own)
+        loss = linear_cross_entropy(hidden, self.model.head.weight, targets)
+        return share_of_mean(loss if weight == 1 else loss * weight, all_own)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        with torch.compiler.set_stance("force_eager" if self.several else "default"):  # blocks may be compiled
-            hidden, targets = self.hidden_and_targets(batch)
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        hidden, targets = self.hidden_and_targets(batch)
         self.val_targets.update(len(targets))
         at_once = rows_at_once(self.model.head.weight)
         for own, target in zip(hidden.split(at_once), targets.split(at_once), strict=True):
@@ -108,25 +108,33 @@ class AblationModule(L.LightningModule):
         for total in (self.val_loss, self.val_correct, self.val_targets):
             total.reset()
 
+    def on_after_backward(self) -> None:
+        if self.masters:
+            self.masters.take_gradients()
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips to the global norm and keeps that norm for the log: computed once, and never waited for."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        updated = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(updated, gradient_clip_val or math.inf)
         self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.step_lr = optimizer.param_groups[0]["lr"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW that decays matrices alone (norm weights, biases and a gate's vectors are left free)."""
         optim = self.config.optim
-        matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
-        vectors = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
+        updated = [self.masters.of(p) if self.masters else p for p in self.parameters() if p.requires_grad]
+        matrices, vectors = [p for p in updated if p.ndim >= 2], [p for p in updated if p.ndim < 2]
         optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             fused=True,
         )
+        if self.masters:
+            masters = self.masters
+            optimizer.register_step_post_hook(lambda *_: masters.write_back())
         max_steps = self.config.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, optim, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -134,6 +142,12 @@ class AblationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the config as plain values, so that the file says what it holds and loads with `weights_only=True`."""
         checkpoint["config"] = dataclasses.asdict(self.config)
+        if self.masters:  # in place of what they were rounded to
+            checkpoint["state_dict"] |= self.masters.named(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.masters:
+            self.masters.load(self, checkpoint["state_dict"])
 
 
 def lr_factor(step: int, optim: OptimConfig, max_steps: int) -> float:

@@ -31,6 +31,7 @@ from gla_ablate.experiment import NOT_IDENTITY
 from gla_ablate.interruption import Interruption
 from gla_ablate.module import AblationModule
 from gla_ablate.status import Status, read_json, set_aside, sync
+from gla_ablate.tracking import ends_step
 
 FORMAT = 1  # of what `Checkpoints` adds
 KEY = "gla_ablate.checkpoints"
@@ -113,7 +114,11 @@ class Checkpoints(L.Callback):
             self.save(trainer)
             self.end(trainer, *self.asked())
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not ends_step(trainer, batch_idx):
+            return
         # a step that a validation follows is saved after it: Lightning would leave the validation out
         if trainer.global_step % self.every:
             interrupted, time_is_up = self.asked()

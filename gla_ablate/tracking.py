@@ -7,7 +7,9 @@ from 0 and does work on every step, while here the device is waited for only eve
 from __future__ import annotations
 
 import csv
+import functools
 import math
+import operator
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +40,11 @@ def log_metrics(trainer: L.Trainer, metrics: dict[str, float]) -> None:
     """Hand `metrics` to all loggers under the number of optimiser steps done."""
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether the micro-batch of that number is the last of its optimiser step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class MetricsCSV(Logger):
@@ -71,25 +78,39 @@ class MetricsCSV(Logger):
 
 
 class TrainingLog(L.Callback):
-    """Logs train/loss, train/grad_norm, lr and train/tokens_per_s every `log_every` steps and after the last one; stops
-    a trial whose loss isn't finite; reports progress.
+    """Logs train/loss, train/grad_norm, lr, train/tokens_per_s and train/data_wait_ms every `log_every` steps and after
+    the last one; stops a trial whose loss isn't finite; reports progress.
 
-    train/loss is the loss of the step itself. Speed is taken over the steps since the last log, without validation.
+    train/loss is the loss of the step itself. Speed is taken over the steps since the last log, without validation;
+    so is train/data_wait_ms, the milliseconds a step for which the loop stood still until a batch had been read. On a
+    GPU, which may have work left meanwhile, that is the most that reading can have held it up.
     """
 
-    def __init__(self, log_every: int, progress: Callable[[int, float | None, float | None], None]) -> None:
-        """`progress(step, last known loss, last known tokens/s)` is called after each step."""
+    def __init__(
+        self,
+        log_every: int,
+        progress: Callable[[int, float | None, float | None], None],
+        waited: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`progress(step, last known loss, last known tokens/s)` is called after each step; `waited()` tells the
+        seconds that the loop has waited for data so far."""
         self.log_every = log_every
         self.progress = progress
+        self.waited = waited
         self.tokens = 0  # trained on so far
         self.rates: list[float] = []  # tokens/s of each interval between two logs
         self._earlier: list[float] = []  # losses of steps since the last log that an earlier process did
         self._losses: list[Tensor] = []  # of the others since then, on the device
+        self._parts: list[Tensor] = []  # of the step under way, of its micro-batches, each divided by their number
         self._loss: float | None = None
         self._clock = Stopwatch()
         self._tokens_at_log = 0
+        self._waited_at_log: float | None = None  # None: no step of this process has begun
+        self._waited_earlier = 0.0  # seconds since the last log in an earlier process
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._waited_at_log is None:  # what came before was the start
+            self._waited_at_log = self.waited() - self._waited_earlier
         self._clock.start()
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -100,9 +121,13 @@ class TrainingLog(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        self._losses.append(outputs["loss"])
+        self._parts.append(outputs["loss"])
         self.tokens += batch["inputs"].numel() * trainer.world_size
+        if not ends_step(trainer, batch_idx):
+            return
+        step = trainer.global_step
+        self._losses.append(functools.reduce(operator.add, self._parts))
+        self._parts = []
         if step % self.log_every == 0 or step == trainer.max_steps:
             self._log(trainer, module)
         self.progress(step, self._loss, self.rates[-1] if self.rates else None)
@@ -116,11 +141,13 @@ class TrainingLog(L.Callback):
         self._loss = losses[-1]
         self.rates.append((self.tokens - self._tokens_at_log) / self._clock.lap())
         self._tokens_at_log = self.tokens
+        waited, self._waited_at_log = self._wait(), self.waited()
         metrics = {
             "train/loss": self._loss,
             "train/grad_norm": module.grad_norm.item(),
             "lr": module.step_lr,
             "train/tokens_per_s": self.rates[-1],
+            "train/data_wait_ms": 1e3 * waited / len(losses),
         }
         log_metrics(trainer, metrics)
         if not trainer.is_global_zero:
@@ -134,6 +161,10 @@ class TrainingLog(L.Callback):
         """The losses of the steps since the last log: where the host waits for the device, and for other processes."""
         return self._earlier + ((total(torch.stack(self._losses)) / processes()).tolist() if self._losses else [])
 
+    def _wait(self) -> float:
+        """Seconds that data were waited for since the last log."""
+        return self._waited_earlier if self._waited_at_log is None else self.waited() - self._waited_at_log
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "tokens": self.tokens,
@@ -142,12 +173,13 @@ class TrainingLog(L.Callback):
             "loss": self._loss,
             "tokens_at_log": self._tokens_at_log,
             "seconds": self._clock.seconds(),
+            "waited": self._wait(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.tokens, self.rates, self._earlier = state["tokens"], list(state["rates"]), list(state["losses"])
         self._loss, self._tokens_at_log = state["loss"], state["tokens_at_log"]
-        self._clock = Stopwatch(state["seconds"])
+        self._clock, self._waited_earlier = Stopwatch(state["seconds"]), state["waited"]
 
     @property
     def tokens_per_s(self) -> float:

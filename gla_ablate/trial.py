@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -31,6 +32,8 @@ from gla_ablate.status import Status, Unwritten, read_json, write_json
 
 DISK_FULL = errno.ENOSPC  # the exit code where not even the status could be written
 OTHERS = 2.0  # seconds for those who hold the lock for a moment, to see whether it is free
+GIB = 2**30
+LESS_MEMORY = "takes less with smaller data.batch_size or data.seq_len, larger trainer.accumulate, or trainer.recompute"
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
@@ -119,15 +122,32 @@ def failure(error: Exception, step: int) -> tuple[str, str]:
     if isinstance(error, TimeIsUp):
         return "out of time", text
     if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory", f"on the GPU after step {step}"
+        return "out of memory", f"on the GPU after step {step}{held_by_torch()}; {LESS_MEMORY}"
     # torch has a class for the GPU's memory alone; its CPU allocator raises a bare RuntimeError.
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
-        return "out of memory", f"on the host after step {step}"
+        return "out of memory", f"on the host after step {step}{held_by_process()}; {LESS_MEMORY}"
     if disk_is_full(error):
         return "disk full", f"no space left after step {step}"
     if not isinstance(error, ConfigError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return "failed", text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def held_by_torch() -> str:
+    """Of the GPU, with what its allocator kept for later; "" where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    most, all_of_it = torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties().total_memory
+    return f": PyTorch held up to {most / GIB:.1f} of {all_of_it / GIB:.1f} GiB"
+
+
+def held_by_process() -> str:
+    """Of the machine."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    all_of_it = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f": the process held up to {most / GIB:.1f} of {all_of_it / GIB:.1f} GiB"
 
 
 def disk_is_full(error: BaseException | None) -> bool:

@@ -68,6 +68,14 @@ def test_a_gate_by_its_bare_name_is_told_how_to_write_it():
         ({"model.chunk_size": 48}, r"model\.chunk_size: got 48"),
         ({"model.gate.name": "nonne"}, r"model\.gate\.name: unknown gate 'nonne', did you mean 'none'\?"),
         ({"model.gate": {"name": "none", "rank": 4}}, r"model\.gate\.rank: gate 'none' has no such option"),
+        (
+            {"trainer.accumulate": 3, "data.batch_size": 8},
+            r"trainer\.accumulate: got 3, takes a divisor of data\.batch_size, 8, .* such as 2, or data\.batch_size 9$",
+        ),
+        (
+            {"trainer.accumulate": 16, "data.batch_size": 8},
+            r"trainer\.accumulate: .* such as 8, or data\.batch_size 16$",
+        ),
         ({"data.name": "stdlb"}, r"data\.name: .*'stdlb', did you mean 'stdlib'\?"),
         ({"data.pairs": "4"}, r"data\.pairs: got '4', takes int"),
     ],

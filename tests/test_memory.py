@@ -67,6 +67,16 @@ def test_of_several_devices_each_has_its_rows_and_under_fsdp_its_share_of_the_we
     assert training_bytes(alone, 256, "cpu", False) - fsdp == 8 * count_parameters(alone.model, 256)
 
 
+def test_micro_batches_take_less_and_their_gradients_stay():
+    data = DATA | {"batch_size": 16}
+    config = replace(small(), data=data)
+    parts = replace(config, trainer=TrainerConfig(accumulate=4))
+    assert step_bytes(parts, 2, 256, "cpu", False) == step_bytes(parts, 2, 256, "cpu", False, fake=False)
+    whole, own = (training_bytes(c, 256, "cpu", False) for c in (config, parts))
+    alone = training_bytes(replace(config, data=data | {"batch_size": 4}), 256, "cpu", False)
+    assert alone <= own < 0.5 * whole
+
+
 def test_what_is_freed_counts_once():
     with Peak() as peak:
         a = torch.ones(1000)  # fp32

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from gla_ablate.config import Config, ModelConfig, OptimConfig, TrainerConfig
 from gla_ablate.data.module import DataModule
+from gla_ablate.data.reading import micro_batches
 from gla_ablate.data.source import IGNORED
 from gla_ablate.module import AblationModule, lr_factor
 from gla_ablate.tracking import MetricsCSV, NonFinite
@@ -33,17 +34,18 @@ def module_for(data: dict, **optim) -> AblationModule:
 
 
 def batch(masked: bool) -> dict[str, torch.Tensor]:
+    """As the reader gives it."""
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randint(32, (2, 4, 16), generator=generator)
     if masked:
         targets[torch.rand(4, 16, generator=generator) < 0.7] = IGNORED
-    return {"inputs": inputs, "targets": targets}
+    return next(micro_batches({"inputs": inputs, "targets": targets}))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_loss_is_the_mean_over_the_targets_that_count(masked):
     module, given = module_for(MQAR), batch(masked)
-    loss = module.training_step(module.on_before_batch_transfer(given, 0), 0)
+    loss = module.training_step(given, 0)
     expected = F.cross_entropy(module(given["inputs"]).flatten(0, 1), given["targets"].flatten(), ignore_index=IGNORED)
     torch.testing.assert_close(loss, expected)
 
@@ -59,7 +61,7 @@ def test_head_sees_the_positions_that_count_and_no_others(masked, monkeypatch):
         return real(x, weight, bias)
 
     monkeypatch.setattr(F, "linear", linear)
-    module.training_step(module.on_before_batch_transfer(given, 0), 0)
+    module.training_step(given, 0)
     assert seen == [(given["targets"] != IGNORED).sum()]
 
 

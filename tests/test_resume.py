@@ -59,6 +59,7 @@ DATA |= {"val_tokens": 160}  # three batches
 MODEL = {"dim": 32, "layers": 1, "heads": 2, "chunk_size": 16, "gate": {"name": "drawing"}}
 TRAINER = {"max_steps": 11, "val_every": 4, "log_every": 3, "precision": "32-true"}
 OF_TIME = {"seconds", "setup", "tokens_per_s", "peak_mem_mb"}
+CURVES_OF_TIME = ("train/tokens_per_s", "train/data_wait_ms")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def trial(folder: Path, plugin: Path, **trainer: Any) -> Path:
 def outcome(folder: Path) -> dict[str, Any]:
     """All that must be the same however often the trial stopped; fails where a step is logged twice."""
     result = {key: value for key, value in read(folder, "result.json").items() if key not in OF_TIME}
-    result["metrics"] = {tag: value for tag, value in result["metrics"].items() if "tokens_per_s" not in tag}
+    result["metrics"] = {tag: value for tag, value in result["metrics"].items() if tag not in CURVES_OF_TIME}
     curves: dict[str, dict[int, float]] = {}
     with (folder / "metrics.csv").open() as file:
         for row in csv.DictReader(file):
@@ -96,14 +97,14 @@ def outcome(folder: Path) -> dict[str, Any]:
         tag: [(point.step, point.histogram_value.bucket) for point in events.Histograms(tag)]
         for tag in events.Tags()["histograms"]
     }
-    speed = curves.pop("train/tokens_per_s")
+    of_time = {tag: list(curves.pop(tag)) for tag in CURVES_OF_TIME}
     checkpoint = torch.load(resume.last(folder), weights_only=True)
     weights = {name: x.tolist() for name, x in checkpoint["state_dict"].items()}
     moments = [
         {name: x.tolist() for name, x in state.items()} for state in checkpoint["optimizer_states"][0]["state"].values()
     ]
     return {
-        "result": result, "curves": curves, "logged": list(speed), "histograms": histograms, "weights": weights,
+        "result": result, "curves": curves, "logged": of_time, "histograms": histograms, "weights": weights,
         "moments": moments, "schedule": checkpoint["lr_schedulers"],
     }  # fmt: skip
 
@@ -113,6 +114,31 @@ def undisturbed(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     folder = trial(tmp_path_factory.mktemp("undisturbed") / "trial", plugin)
     assert run(folder) == 0
     return outcome(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_in_parts(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = trial(tmp_path_factory.mktemp("undisturbed") / "trial", plugin, accumulate=2)
+    assert run(folder) == 0
+    return outcome(folder)
+
+
+@pytest.mark.parametrize("call", [1, 2, 6, 14, 25])
+def test_interrupted_at_any_micro_batch_it_sees_the_step_through_and_goes_on(
+    undisturbed_in_parts: dict[str, Any], plugin: Path, tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trial(tmp_path / "trial", plugin, accumulate=2)
+    monkeypatch.setenv("GLA_TEST_SIGNAL", f"{int(signal.SIGTERM)}@{call}")
+    assert run(folder) == 130
+    # two calls a step; after steps 4 and 8 five batches of validation, each of two rows, the first of which is call 9
+    calls = [2 * step + 5 * (step > 4) + 5 * (step > 8) for step in range(1, 12)]
+    done = next(step for step, last in enumerate(calls, 1) if call <= last or (call <= last + 5 and step in (4, 8)))
+    checkpoint = torch.load(resume.last(folder), weights_only=True)
+    assert checkpoint["global_step"] == checkpoint["DataModule"]["start_step"] == read(folder, "status.json")["step"]
+    assert checkpoint["global_step"] == done
+    monkeypatch.delenv("GLA_TEST_SIGNAL")
+    assert run(folder) == 0
+    assert outcome(folder) == undisturbed_in_parts
 
 
 # 11 steps and, after steps 4, 8 and 11, three batches of validation: 20 calls of the gate

@@ -13,6 +13,8 @@ from torch import nn
 
 from gla_ablate.config import Config, ModelConfig
 from gla_ablate.data.module import DataModule
+from gla_ablate.data.reading import Reader
+from gla_ablate.data.source import Rows
 from gla_ablate.hparams import flat_hparams
 from gla_ablate.model import GATES, check_model
 from gla_ablate.module import AblationModule
@@ -47,9 +49,24 @@ class Counter(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.5)
 
 
-def train(losses: list[float], folder, log_every: int) -> tuple[TrainingLog, list]:
+class Slow(Rows):
+    def __init__(self, delay: float) -> None:
+        self.delay = delay
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, rows):
+        time.sleep(self.delay)
+        return {"inputs": torch.zeros(4, 8), "targets": torch.zeros(4, 8)}
+
+
+def train(losses: list[float], folder, log_every: int, delay: float | None = None) -> tuple[TrainingLog, list]:
+    """`delay`: seconds that reading a batch takes, of which a step waits for what reading ahead didn't do."""
     progress: list = []
-    log = TrainingLog(log_every, lambda *values: progress.append(values))
+    batches = [{"inputs": torch.zeros(4, 8), "targets": torch.zeros(4, 8)}] * (len(losses) + 1)
+    reader = Reader(Slow(delay or 0.0), [[i] for i in range(len(batches))])
+    log = TrainingLog(log_every, lambda *values: progress.append(values), lambda: reader.waited)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=len(losses),
@@ -59,8 +76,9 @@ def train(losses: list[float], folder, log_every: int) -> tuple[TrainingLog, lis
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    batches = torch.utils.data.DataLoader([{"inputs": torch.zeros(4, 8)}] * (len(losses) + 1), batch_size=None)
-    trainer.fit(Counter(losses), batches)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None) if delay is None else reader
+    trainer.fit(Counter(losses), loader)
+    reader.close()
     return log, progress
 
 
@@ -82,6 +100,32 @@ def test_training_is_logged_at_every_interval_and_after_the_last_step(tmp_path):
     assert [loss for _, loss, _ in progress] == [None, None, 3.0, 3.0, 3.0, 6.0, 7.0]
     assert log.tokens == 7 * 32
     assert len(log.rates) == 3
+
+
+@pytest.mark.parametrize(("delay", "low", "high"), [(0.03, 15, 60), (0.0, 0, 5)])
+def test_the_time_that_steps_wait_for_data_is_logged(tmp_path, delay, low, high):
+    train([1.0] * 9, tmp_path, log_every=3, delay=delay)
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines() if "data_wait_ms" in line]
+    assert [row[0] for row in rows] == ["3", "6", "9"]
+    assert all(low <= float(row[2]) < high for row in rows), rows
+
+
+def test_waiting_before_an_interruption_counts_and_a_start_does_not():
+    seconds = 0.0
+    log = TrainingLog(10, lambda *values: None, lambda: seconds)
+    seconds = 3.0  # the first batches of all
+    log.on_train_batch_start(None, None, None, 0)
+    seconds = 3.5
+    log._losses = [torch.ones(())]
+    state = log.state_dict()
+    assert state["waited"] == 0.5
+    again = TrainingLog(10, lambda *values: None, lambda: seconds)
+    again.load_state_dict(state)
+    assert again.state_dict()["waited"] == 0.5  # stopped before a step
+    seconds = 7.0
+    again.on_train_batch_start(None, None, None, 0)
+    seconds = 7.25
+    assert again.state_dict()["waited"] == 0.75
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

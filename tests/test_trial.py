@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from tensorboard.summary.writer import event_file_writer
 from gla_ablate import fit, trial
 from gla_ablate.config import read_config, resolve, write_config
 from gla_ablate.data.module import DataModule
+from gla_ablate.data.mqar import Examples
 from gla_ablate.errors import ConfigError
 from gla_ablate.model import GATES, count_parameters, flops_per_token, plugins, state_size
 from gla_ablate.module import AblationModule
@@ -41,9 +46,11 @@ def run(folder: Path) -> int:
     process of its own: the count is part of their names, which TensorBoard sorts as text."""
     event_file_writer._global_uid = type(event_file_writer._global_uid)(0)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = set(threading.enumerate())
     try:
         return trial.main([str(folder)])
     finally:
+        assert {thread for thread in threading.enumerate() if thread.name == "reading ahead"} <= before
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -108,7 +115,7 @@ def test_finished_trial_has_the_files_of_the_contract_and_nothing_of_the_attempt
 
 def test_curves_stand_at_the_steps_done_and_validation_also_at_the_end(finished):
     curves = metrics(finished)
-    for tag in ("train/loss", "train/grad_norm", "lr", "train/tokens_per_s"):
+    for tag in ("train/loss", "train/grad_norm", "lr", "train/tokens_per_s", "train/data_wait_ms"):
         assert list(curves[tag]) == [2, 4, 6, 7], tag
     gates = [f"gate/layer{i}/head{j}/{what}" for i in range(2) for j in range(2) for what in ("forget", "memory")]
     for tag in ("val/loss", "val/ppl", "val/bpb", *gates):
@@ -243,14 +250,23 @@ class Failing(Gate):
     return path
 
 
+OF = r"\d+\.\d of \d+\.\d GiB"
+HELD = rf"the process held up to {OF}"
+LESS = re.escape(trial.LESS_MEMORY)
+
+
 @pytest.mark.parametrize(
     ("how", "kind", "reason"),
     [
         ("nan", "diverged", "loss is nan at step 3"),
         ("raise", "failed", "RuntimeError: a line and another"),
-        ("host memory", "out of memory", "on the host after step 2"),
-        ("python memory", "out of memory", "on the host after step 2"),
-        ("device memory", "out of memory", "on the GPU after step 2"),
+        ("host memory", "out of memory", rf"on the host after step 2: {HELD}; {LESS}"),
+        ("python memory", "out of memory", rf"on the host after step 2: {HELD}; {LESS}"),
+        (
+            "device memory",
+            "out of memory",
+            rf"on the GPU after step 2(: PyTorch held up to {OF})?; {LESS}",
+        ),
     ],
 )
 def test_failure_is_told_in_a_line_and_leaves_no_result(failing, tmp_path, capfd, how, kind, reason):
@@ -259,9 +275,37 @@ def test_failure_is_told_in_a_line_and_leaves_no_result(failing, tmp_path, capfd
     folder = folder_for(tmp_path / "trial", model=model, trainer=trainer, plugins=[str(failing)])
     assert run(folder) == 1
     status = read(folder, "status.json")
-    assert (status["status"], status["reason"]) == (kind, reason)
+    assert status["status"] == kind
+    assert re.fullmatch(reason, status["reason"]) and len(status["reason"]) <= 200
     assert not (folder / "result.json").exists()
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_full_gpu_is_told_with_what_pytorch_held_of_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: int(78.25 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=79.2 * 2**30))
+    kind, reason = trial.failure(torch.OutOfMemoryError("CUDA out of memory"), 123_456_789)
+    assert kind == "out of memory"
+    held = "PyTorch held up to 78.2 of 79.2 GiB"
+    assert reason == f"on the GPU after step 123456789: {held}; {trial.LESS_MEMORY}" and len(reason) <= 200
+
+
+def test_data_that_cannot_be_read_fail_the_trial_with_their_own_message(tmp_path, monkeypatch):
+    real = Examples.__getitem__
+    seen = []
+
+    def read_rows(self, rows):
+        seen.append(rows)
+        if len(seen) == 5:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, rows)
+
+    monkeypatch.setattr(Examples, "__getitem__", read_rows)
+    folder = folder_for(tmp_path)
+    assert run(folder) == 1
+    status = read(folder, "status.json")
+    assert (status["status"], status["reason"]) == ("failed", "OSError: [Errno 5] Input/output error")
 
 
 def test_last_step_that_breaks_the_weights_is_a_failure(tmp_path):
@@ -350,9 +394,12 @@ def test_precision_follows_the_device(monkeypatch):
         assert fit.resolve_precision("auto", gpu) == automatic
         assert fit.resolve_precision("auto", cpu) == "32-true"
         assert fit.resolve_precision("32-true", gpu) == "32-true"
-    assert fit.resolve_precision("bf16-mixed", cpu) == "bf16-mixed"
-    with pytest.raises(ConfigError, match=r"trainer.precision: got 'bf16-mixed', which an old GPU doesn't compute in"):
-        fit.resolve_precision("bf16-mixed", gpu)
+    for given in ("bf16-mixed", "bf16-true"):
+        assert fit.resolve_precision(given, cpu) == given
+        with pytest.raises(
+            ConfigError, match=rf"trainer.precision: got '{given}', which an old GPU doesn't compute in"
+        ):
+            fit.resolve_precision(given, gpu)
 
 
 def test_trial_in_bf16_keeps_its_weights_in_fp32(tmp_path):

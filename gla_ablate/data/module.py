@@ -6,14 +6,16 @@ from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from gla_ablate.data.order import Shares, StepBatches
+from gla_ablate.data.reading import Reader
 from gla_ablate.data.source import IGNORED, Rows, build_source
 
 
 class DataModule(lightning.LightningDataModule):
-    """Batches `{"inputs", "targets"}`, int64 [batch_size, seq_len], of the source that a resolved `data:` part names.
+    """Batches `{"inputs", "targets"}`, int64 [batch_size, seq_len], of the source that a resolved `data:` part names;
+    read ahead by a thread, see `reading.py`. `close` it in the end.
 
     Training batches have no end; the trainer's `max_steps` is where a run stops. Batch number `step` is decided by
     (seed, step), see `order.py`; the first is number `start_step`, which a checkpoint restores. Validation reads the
@@ -24,41 +26,51 @@ class DataModule(lightning.LightningDataModule):
     """
 
     def __init__(
-        self, config: dict[str, Any], seed: int, workers: int = 0, start_step: int = 0, rank: int = 0, world: int = 1
+        self, config: dict[str, Any], seed: int, start_step: int = 0, accumulate: int = 1, rank: int = 0, world: int = 1
     ) -> None:
+        """`accumulate`: micro-batches that a process's share of a batch is given in."""
         super().__init__()
         self.source = build_source(config)
         self.seed = seed
-        self.workers = workers
         self.start_step = start_step
+        self.accumulate = accumulate
         self.rank, self.world = rank, world
+        self._train: Reader | None = None
+        self._val: Reader | None = None
 
     def prepare_data(self) -> None:
         self.source.prepare()
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Reader:
         rows = self.source.train
-        return self._loader(rows, StepBatches(len(rows), self.source.batch_size, self.seed, self.start_step))
+        batches = StepBatches(len(rows), self.source.batch_size, self.seed, self.start_step)
+        self._train = self._reader(rows, batches, self.accumulate)
+        return self._train
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Reader:
         rows = self.source.val
-        return self._loader(rows, BatchSampler(SequentialSampler(rows), self.source.batch_size, drop_last=False))
+        at_once = self.source.batch_size // self.accumulate
+        self._val = self._reader(rows, BatchSampler(SequentialSampler(rows), at_once, drop_last=False))
+        return self._val
 
-    def _loader(self, rows: Rows, batches: Sampler[list[int]]) -> DataLoader:
+    def _reader(self, rows: Rows, batches: Sampler[list[int]], parts: int = 1) -> Reader:
         if self.world > 1:
             rows, batches = Filled(rows), Shares(batches, self.rank, self.world)
-        # The sampler's items are whole batches, which the rows read at once: batch_size=None leaves nothing to collate.
-        return DataLoader(
-            rows,
-            batch_size=None,
-            sampler=batches,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return Reader(rows, batches, parts)
+
+    def waited(self) -> float:
+        """Seconds that training batches have been waited for."""
+        return 0.0 if self._train is None else self._train.waited
+
+    def close(self) -> None:
+        """End the threads that read."""
+        for reader in (self._train, self._val):
+            if reader is not None:
+                reader.close()
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None  # Lightning attaches itself before it asks
+        # What is read ahead, and micro-batches, don't count: a checkpoint stands between two steps.
         return {"start_step": self.trainer.global_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

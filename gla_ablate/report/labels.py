@@ -14,6 +14,7 @@ TAG_LABELS = {
     "train/loss": "training loss (nats/token)",
     "train/grad_norm": "gradient norm",
     "train/tokens_per_s": "throughput (tokens/s)",
+    "train/data_wait_ms": "waiting for data (ms/step)",
     "val/loss": "validation loss (nats/token)",
     "val/ppl": "validation perplexity",
     "val/bpb": "validation bits per byte",
