@@ -122,3 +122,17 @@ def test_a_folder_or_a_link_in_the_place_of_a_config_is_no_hindrance(tmp_path):
     path.symlink_to(elsewhere)
     write_config(config, path)
     assert read_config(path) == config and not elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    "trainer, message",
+    [
+        ({"devices": 2, "accumulate": 3}, "trainer.accumulate: got 3, takes a divisor of data.batch_size, 4, over 2"),
+        ({"devices": 3}, "data.batch_size: got 8, which 3 devices"),
+        ({"devices": 2, "precision": "bf16-true"}, "trainer.precision: got bf16-true, whose fp32 masters are on one"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_fix(trainer, message):
+    data = {"name": "stdlib", "seq_len": 32, "batch_size": 8, "val_tokens": 64}
+    with pytest.raises(ConfigError, match=message):
+        resolve({"data": data, "trainer": trainer})

@@ -98,14 +98,14 @@ def trial(folder: Path, plugin: Path, **trainer: Any) -> Path:
 
 
 def curves(folder: Path) -> dict[tuple[str, int], float]:
-    """(metric, step) → value, without speeds; fails where a step is logged twice."""
+    """(metric, step) → value, without times; fails where a step is logged twice."""
     found: dict[tuple[str, int], float] = {}
     with (folder / "metrics.csv").open() as file:
         for row in csv.DictReader(file):
             key = row["metric"], int(row["step"])
             assert key not in found, row
             found[key] = float(row["value"])
-    return {key: value for key, value in found.items() if key[0] != "train/tokens_per_s"}
+    return {key: value for key, value in found.items() if key[0] not in ("train/tokens_per_s", "train/data_wait_ms")}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,19 @@ def test_two_processes_have_the_curves_of_one(strategy: str, alone: Path, reques
     assert result["device"].startswith("2 × ")
     assert result["tokens"] == single["tokens"] == 7 * 4 * 16
     assert read(folder, "stamp.json")["strategy"] == strategy
+
+
+@pytest.mark.parametrize("strategy, recompute", [("ddp", "elementwise"), ("fsdp", "block")])
+def test_shares_in_micro_batches_have_the_curves_of_one(
+    strategy: str, recompute: str, alone: Path, plugin: Path, tmp_path: Path
+) -> None:
+    """One row each, some without a target."""
+    folder = trial(tmp_path / "parts", plugin, devices=2, strategy=strategy, accumulate=2, recompute=recompute)
+    assert run(folder) == 0
+    one, two = curves(alone), curves(folder)
+    assert list(two) == list(one)
+    for key, value in one.items():
+        assert two[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -392,8 +405,8 @@ def test_ranks_share_a_training_batch() -> None:
     config = resolve({"data": data})
     whole = next(iter(DataModule(config.data, 3, start_step=5).train_dataloader()))
     parts = [next(iter(DataModule(config.data, 3, start_step=5, rank=i, world=4).train_dataloader())) for i in range(4)]
-    for name, x in whole.items():
-        assert torch.equal(torch.cat([part[name] for part in parts]), x)
+    for name in ("inputs", "targets"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
         assert {len(part[name]) for part in parts} == {2}
 
 
