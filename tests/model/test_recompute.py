@@ -36,8 +36,9 @@ def compile_blocks(model, recompute, backend="aot_eager"):
         block.train_with(run, recompute)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind, compiled", [("none", True), ("elementwise", False), ("elementwise", True), ("block", False)]
+)
 @pytest.mark.parametrize(
     "options",
     [{}, {"gate": {"name": "fixed_decay"}}, {"mixer": ["gla", "softmax"], "short_conv": 4, "rope": True}],
