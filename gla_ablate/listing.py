@@ -63,6 +63,9 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
 
 def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
     """Of each trial, as text: of as many different ones as are traced in some ten seconds."""
+    import torch
+
+    from gla_ablate.compilation import resolve_compile, resolve_recompute
     from gla_ablate.memory import training_bytes
     from gla_ablate.stamp import has_bf16
 
@@ -85,8 +88,7 @@ def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
                 config.trainer.accumulate,
                 config.trainer.processes,
                 config.trainer.strategy,
-                config.trainer.recompute,
-                config.trainer.compile,
+                resolve_recompute(config, resolve_compile(config, vocab_size, torch.device(kind))),
             ]
         )
         if key not in texts:
