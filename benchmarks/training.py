@@ -2,6 +2,7 @@
 
     python benchmarks/training.py                                        # 340M at B16 T2048, B4 T8192, B1 T32768
     python benchmarks/training.py --sizes 1.3B --batches 8x2048 --models gla_ablate --profile --out training.json
+    python benchmarks/training.py --models gla_ablate run.py --vocabulary 256    # the bare loop beside the whole runner
     python benchmarks/training.py --sizes tiny --batches 2x64 --device cpu   # that everything runs, no more
 
 A step is forward, loss, backward, clipping to a norm of 1, AdamW (fused), in bf16 autocast with fp32 weights, on random
@@ -12,12 +13,14 @@ step ms           median of `--steps` steps after `--warm`, by CUDA events (on a
 tokens/s          B · T over it
 peak MiB          most that PyTorch held during those steps
 of the rate       `flops_per_token` · tokens/s over the rate of an 8192³ bf16 product, measured first (ours alone: the
-                  count is this project's)
+                  count is this project's); of run.py what it says itself, `mfu`
 
 --profile adds where the device's time goes, for each model, by kind of kernel, and what is left idle.
 
 gla_ablate   this project's model as `run.py` trains it on a GPU: compiled, `trainer.recompute: elementwise`; "keeps
              all" with `none`, "by block" with `block`, "eager" with neither
+run.py       a trial of this project: data, logging and all, 60 steps; its validation isn't timed, nor are the first ten
+             steps. Its data are bytes: --vocabulary 256
 fla          flash-linear-attention's `GLAForCausalLM`, as it comes
 llama        transformers' `LlamaForCausalLM` with PyTorch's attention, `torch.compile`d whole
 
@@ -43,8 +46,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import rivals
 import table
+import whole_run
 
 from gla_ablate.config import ModelConfig
+from gla_ablate.data.corpus import ByteCorpus
 from gla_ablate.model import build_model, flops_per_token
 from gla_ablate.model.recompute import Recompute
 from gla_ablate.model.shapes import check_model, ffn_width
@@ -56,6 +61,7 @@ SIZES = {
     "340M": ModelConfig(dim=1024, layers=24, heads=4),
     "1.3B": ModelConfig(dim=2048, layers=24, heads=4),
 }
+RUN = "run.py"
 COLUMNS = ("size", "batch", "model", "parameters", "first step s", "step ms", "tokens/s", "peak MiB", "of the rate")
 Loss = Callable[[Tensor], Tensor]  # tokens [B, T + 1] → the mean cross entropy of the last T
 KINDS = {  # of kernels, by a part of their names; the first that fits
@@ -81,11 +87,14 @@ class Row:
     peak_mib: float | None = None
     share: float | None = None
     profile: dict[str, float] | None = None  # ms a step
+    data_wait_ms: float | None = None  # of a step
     note: str = ""
 
 
-def ours(size: str, device: str, compiled: bool, recompute: Recompute) -> tuple[nn.Module, Loss]:
-    model = build_model(check_model(SIZES[size]), VOCABULARY).to(device)
+def ours(
+    size: str, device: str, compiled: bool, recompute: Recompute, vocabulary: int = VOCABULARY
+) -> tuple[nn.Module, Loss]:
+    model = build_model(check_model(SIZES[size]), vocabulary).to(device)
     model.tune_training(compiled, recompute)
 
     def loss(tokens: Tensor) -> Tensor:
@@ -95,7 +104,7 @@ def ours(size: str, device: str, compiled: bool, recompute: Recompute) -> tuple[
     return model, loss
 
 
-def fla(size: str, device: str, layers: int | None = None) -> tuple[nn.Module, Loss]:
+def fla(size: str, device: str, vocabulary: int = VOCABULARY, layers: int | None = None) -> tuple[nn.Module, Loss]:
     from fla.models import GLAConfig, GLAForCausalLM
 
     config = SIZES[size]
@@ -104,7 +113,7 @@ def fla(size: str, device: str, layers: int | None = None) -> tuple[nn.Module, L
             hidden_size=config.dim,
             num_hidden_layers=layers or config.layers,
             num_heads=config.heads,
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             expand_k=config.expand_k,
             expand_v=config.expand_v,
             intermediate_size=ffn_width(config),
@@ -113,7 +122,7 @@ def fla(size: str, device: str, layers: int | None = None) -> tuple[nn.Module, L
     return model, lambda tokens: shifted(model, tokens)
 
 
-def llama(size: str, device: str) -> tuple[nn.Module, Loss]:
+def llama(size: str, device: str, vocabulary: int = VOCABULARY) -> tuple[nn.Module, Loss]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = SIZES[size]
@@ -123,7 +132,7 @@ def llama(size: str, device: str) -> tuple[nn.Module, Loss]:
             num_hidden_layers=config.layers,
             num_attention_heads=max(config.dim // 64, 1),
             intermediate_size=ffn_width(config),
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             max_position_embeddings=2**16,
             attn_implementation="sdpa",
             use_cache=False,
@@ -138,24 +147,26 @@ def shifted(model: Any, tokens: Tensor) -> Tensor:
     return model(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
 
 
-MODELS: dict[str, Callable[[str, str], tuple[nn.Module, Loss]]] = {
-    "gla_ablate": lambda size, device: ours(size, device, True, "elementwise"),
-    "gla_ablate keeps all": lambda size, device: ours(size, device, True, "none"),
-    "gla_ablate by block": lambda size, device: ours(size, device, True, "block"),
-    "gla_ablate eager": lambda size, device: ours(size, device, False, "none"),
+MODELS: dict[str, Callable[[str, str, int], tuple[nn.Module, Loss]]] = {
+    "gla_ablate": lambda size, device, vocabulary: ours(size, device, True, "elementwise", vocabulary),
+    "gla_ablate keeps all": lambda size, device, vocabulary: ours(size, device, True, "none", vocabulary),
+    "gla_ablate by block": lambda size, device, vocabulary: ours(size, device, True, "block", vocabulary),
+    "gla_ablate eager": lambda size, device, vocabulary: ours(size, device, False, "none", vocabulary),
     "fla": fla,
     "llama": llama,
 }
 
 
 def own(model: str) -> bool:
-    return model.startswith("gla_ablate")
+    return model.startswith("gla_ablate") or model == RUN
 
 
-def stepper(model: nn.Module, loss: Loss, batch: tuple[int, int], device: str) -> Callable[[], None]:
+def stepper(
+    model: nn.Module, loss: Loss, batch: tuple[int, int], device: str, vocabulary: int = VOCABULARY
+) -> Callable[[], None]:
     """A training step on the same random tokens each time."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens = torch.randint(VOCABULARY, (batch[0], batch[1] + 1), device=device)
+    tokens = torch.randint(vocabulary, (batch[0], batch[1] + 1), device=device)
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16):
@@ -192,10 +203,10 @@ def timed(step: Callable[[], None], count: int, device: str) -> list[float]:
 
 
 def fill(row: Row, options: argparse.Namespace, rate: float | None) -> None:
-    device = options.device
-    model, loss = MODELS[row.model](row.size, device)
+    device, vocabulary = options.device, options.vocabulary
+    model, loss = MODELS[row.model](row.size, device, vocabulary)
     row.parameters = sum(p.numel() for p in model.parameters())
-    step = stepper(model, loss, row.batch, device)
+    step = stepper(model, loss, row.batch, device, vocabulary)
     settle(device)
     start = time.perf_counter()
     step()
@@ -211,9 +222,20 @@ def fill(row: Row, options: argparse.Namespace, rate: float | None) -> None:
     if device == "cuda":
         row.peak_mib = torch.cuda.max_memory_allocated() / 2**20
     if rate and own(row.model):
-        row.share = flops_per_token(SIZES[row.size], VOCABULARY, row.batch[1]) * row.tokens_per_s / rate
+        row.share = flops_per_token(SIZES[row.size], vocabulary, row.batch[1]) * row.tokens_per_s / rate
     if options.profile and device == "cuda":
         row.profile = profiled(step, row.step_ms)
+
+
+def fill_from_run(row: Row, options: argparse.Namespace) -> None:
+    """As `fill`, of a trial."""
+    on_gpu = options.device == "cuda"
+    result = whole_run.result(SIZES[row.size], row.batch, on_gpu)
+    row.parameters, row.first_s = result["params"], result["setup"]
+    row.tokens_per_s, row.share = result["tokens_per_s"], result["mfu"]
+    row.step_ms = 1e3 * row.batch[0] * row.batch[1] / row.tokens_per_s
+    row.peak_mib = result["peak_mem_mb"] if on_gpu else None
+    row.data_wait_ms = result["metrics"]["train/data_wait_ms"]
 
 
 def profiled(step: Callable[[], None], step_ms: float, count: int = 5) -> dict[str, float]:
@@ -260,9 +282,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["340M"], metavar="SIZE")
     parser.add_argument("--batches", nargs="+", type=pair, default=[(16, 2048), (4, 8192), (1, 32768)], metavar="BxT")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["gla_ablate", "fla", "llama"], metavar="MODEL")
+    models = ["gla_ablate", "fla", "llama"]
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, RUN], default=models, metavar="MODEL")
     parser.add_argument("--steps", type=int, default=10, help="that are timed")
     parser.add_argument("--warm", type=int, default=5, help="before those, after the first")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, metavar="N")
     parser.add_argument("--profile", action="store_true", help="also where the device's time goes")
     parser.add_argument("--fla-choices", type=Path, metavar="JSON", help="what tune_fla.py stored")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -270,6 +294,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(given)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA GPU here: only --device cpu runs without one")
+    if RUN in options.models and options.vocabulary != ByteCorpus.vocab_size:
+        parser.error(f"--models {RUN} trains on bytes: takes --vocabulary {ByteCorpus.vocab_size}")
     return options
 
 
@@ -294,7 +320,10 @@ def main(given: list[str] | None = None) -> int:
             for name in options.models:
                 row = Row(size, batch, name)
                 try:
-                    fill(row, options, rate)
+                    if name == RUN:
+                        fill_from_run(row, options)
+                    else:
+                        fill(row, options, rate)
                 except Exception as error:  # of any kind, a rival's or ours: it is the row's result
                     row.note = f"failed: {rivals.reason(error)}"
                     good = good and not own(name)
@@ -306,6 +335,8 @@ def main(given: list[str] | None = None) -> int:
                 print(render(row), flush=True)
                 if row.profile:
                     print("  ms a step: " + ", ".join(f"{kind} {ms:.1f}" for kind, ms in row.profile.items()))
+                if row.data_wait_ms is not None:
+                    print(f"  waited for data: {row.data_wait_ms:.3f} ms a step")
     return 0 if good else 1
 
 

@@ -22,6 +22,7 @@ METRICS = (
     "train/grad_norm",
     "train/tokens_per_s",
     "train/data_wait_ms",
+    "train/mfu",
     "lr",
 )
 

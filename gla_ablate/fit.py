@@ -27,6 +27,7 @@ from gla_ablate.sharding import Connected, strategy
 from gla_ablate.stamp import device_name, has_bf16, stamp
 from gla_ablate.status import Status, read_json, write_json
 from gla_ablate.tracking import GateStatistics, MetricsCSV, TrainingLog, declare_hparams
+from gla_ablate.utilisation import peak_flops
 
 
 def fit(
@@ -54,6 +55,9 @@ def fit(
         config.data, config.seed, accumulate=config.trainer.accumulate, rank=group.rank, world=group.world
     )
     data.prepare_data()
+    cost = flops_per_token(config.model, data.source.vocab_size, data.source.seq_len, data.source.labelled)
+    rate = peak_flops(precision, device) if first else None
+    peak_speed = config.trainer.processes * rate / cost if rate else None
     # For a gate that draws while it runs: weights and batches have streams of their own.
     seed_generators(config.seed + group.rank)
     module = AblationModule(config)
@@ -68,7 +72,7 @@ def fit(
         declare_hparams(tensorboard, config, fresh=point is None)
         loggers = [csv, tensorboard]
     point = group.from_first(point)
-    log = TrainingLog(config.trainer.log_every, status.progress, data.waited)
+    log = TrainingLog(config.trainer.log_every, status.progress, data.waited, peak_speed)
     checkpoints = Checkpoints(folder, config.trainer, interruption, status, group)
     if point:
         status.before, status.step, status.loss = point.seconds, point.step, point.loss
@@ -120,8 +124,10 @@ def fit(
         "setup": status.setup,
         "params": count_parameters(config.model, vocab_size),
         "state_size": state_size(config.model, config.data["seq_len"]),
-        "flops_per_token": flops_per_token(config.model, vocab_size, config.data["seq_len"]),
+        "flops_per_token": cost,
         "tokens_per_s": log.tokens_per_s,
+        "mfu": log.tokens_per_s / peak_speed if peak_speed else None,
+        "matrix_flops_per_s": rate,
         "peak_mem_mb": peak,
         "backend": backend,
         "compiled": module.compiled,

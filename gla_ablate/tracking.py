@@ -78,12 +78,13 @@ class MetricsCSV(Logger):
 
 
 class TrainingLog(L.Callback):
-    """Logs train/loss, train/grad_norm, lr, train/tokens_per_s and train/data_wait_ms every `log_every` steps and after
-    the last one; stops a trial whose loss isn't finite; reports progress.
+    """Logs train/loss, train/grad_norm, lr, train/tokens_per_s, train/data_wait_ms and, on a GPU, train/mfu every
+    `log_every` steps and after the last one; stops a trial whose loss isn't finite; reports progress.
 
     train/loss is the loss of the step itself. Speed is taken over the steps since the last log, without validation;
     so is train/data_wait_ms, the milliseconds a step for which the loop stood still until a batch had been read. On a
-    GPU, which may have work left meanwhile, that is the most that reading can have held it up.
+    GPU, which may have work left meanwhile, that is the most that reading can have held it up. train/mfu
+    (`utilisation`) is over the same steps as the speed.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class TrainingLog(L.Callback):
         log_every: int,
         progress: Callable[[int, float | None, float | None], None],
         waited: Callable[[], float] = lambda: 0.0,
+        peak_tokens_per_s: float | None = None,
     ) -> None:
         """`progress(step, last known loss, last known tokens/s)` is called after each step; `waited()` tells the
-        seconds that the loop has waited for data so far."""
+        seconds that the loop has waited for data so far; `peak_tokens_per_s` is the speed at a utilisation of 1."""
         self.log_every = log_every
         self.progress = progress
         self.waited = waited
+        self.peak_tokens_per_s = peak_tokens_per_s
         self.tokens = 0  # trained on so far
         self.rates: list[float] = []  # tokens/s of each interval between two logs
         self._earlier: list[float] = []  # losses of steps since the last log that an earlier process did
@@ -149,6 +152,8 @@ class TrainingLog(L.Callback):
             "train/tokens_per_s": self.rates[-1],
             "train/data_wait_ms": 1e3 * waited / len(losses),
         }
+        if self.peak_tokens_per_s:
+            metrics["train/mfu"] = self.rates[-1] / self.peak_tokens_per_s
         log_metrics(trainer, metrics)
         if not trainer.is_global_zero:
             return

@@ -73,6 +73,7 @@ DATA |= {"val_tokens": 13 * 16}  # rows: of the last batch one process has none
 MODEL = {"dim": 16, "layers": 2, "heads": 2, "chunk_size": 16, "gate": {"name": "doing"}}
 TRAINER = {"max_steps": 7, "val_every": 3, "log_every": 1, "precision": "32-true"}
 OPTIM = {"lr": 1e-3}
+OF_TIME = ("train/tokens_per_s", "train/data_wait_ms", "train/mfu")
 ENDS = 60.0  # seconds in which a trial has to have ended
 
 
@@ -105,7 +106,7 @@ def curves(folder: Path) -> dict[tuple[str, int], float]:
             key = row["metric"], int(row["step"])
             assert key not in found, row
             found[key] = float(row["value"])
-    return {key: value for key, value in found.items() if key[0] not in ("train/tokens_per_s", "train/data_wait_ms")}
+    return {key: value for key, value in found.items() if key[0] not in OF_TIME}
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,8 @@ DATA = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs
 DATA |= {"val_tokens": 160}  # three batches
 MODEL = {"dim": 32, "layers": 1, "heads": 2, "chunk_size": 16, "gate": {"name": "drawing"}}
 TRAINER = {"max_steps": 11, "val_every": 4, "log_every": 3, "precision": "32-true"}
-OF_TIME = {"seconds", "setup", "tokens_per_s", "peak_mem_mb"}
-CURVES_OF_TIME = ("train/tokens_per_s", "train/data_wait_ms")
+OF_TIME = {"seconds", "setup", "tokens_per_s", "peak_mem_mb", "mfu", "matrix_flops_per_s"}
+CURVES_OF_TIME = ("train/tokens_per_s", "train/data_wait_ms", "train/mfu")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         tag: [(point.step, point.histogram_value.bucket) for point in events.Histograms(tag)]
         for tag in events.Tags()["histograms"]
     }
-    of_time = {tag: list(curves.pop(tag)) for tag in CURVES_OF_TIME}
+    of_time = {tag: list(curves.pop(tag)) for tag in CURVES_OF_TIME if tag in curves}
     checkpoint = torch.load(resume.last(folder), weights_only=True)
     weights = {name: x.tolist() for name, x in checkpoint["state_dict"].items()}
     moments = [

@@ -115,8 +115,10 @@ def test_finished_trial_has_the_files_of_the_contract_and_nothing_of_the_attempt
 
 def test_curves_stand_at_the_steps_done_and_validation_also_at_the_end(finished):
     curves = metrics(finished)
-    for tag in ("train/loss", "train/grad_norm", "lr", "train/tokens_per_s", "train/data_wait_ms"):
+    on_gpu = ["train/mfu"] * torch.cuda.is_available()
+    for tag in ("train/loss", "train/grad_norm", "lr", "train/tokens_per_s", "train/data_wait_ms", *on_gpu):
         assert list(curves[tag]) == [2, 4, 6, 7], tag
+    assert all(0 < value < 1 for value in curves.get("train/mfu", {}).values())
     gates = [f"gate/layer{i}/head{j}/{what}" for i in range(2) for j in range(2) for what in ("forget", "memory")]
     for tag in ("val/loss", "val/ppl", "val/bpb", *gates):
         assert list(curves[tag]) == [3, 6, 7], tag
@@ -150,6 +152,20 @@ def test_result_holds_the_last_metrics_and_the_costs(finished):
     assert result["backend"] == ("triton" if torch.cuda.is_available() else "torch")
     assert result["data"]["name"] == "text"
     assert result["data"] == read(finished, "stamp.json")["data"]
+
+
+def test_utilisation_is_of_the_operations_that_a_trial_needs(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fit, "peak_flops", lambda precision, device: asked.append(precision) or 1e12)
+    folder = folder_for(tmp_path / "trial", data=MQAR, trainer={"max_steps": 4, "log_every": 2, "precision": "32-true"})
+    assert run(folder) == 0
+    result, curves = read(folder, "result.json"), metrics(folder)
+    model = read_config(folder / "config.yaml").model
+    cost = flops_per_token(model, MQAR["vocab_size"], MQAR["seq_len"], labelled=MQAR["pairs"] / MQAR["seq_len"])
+    assert asked == ["32-true"] and result["flops_per_token"] == cost
+    speeds = curves["train/tokens_per_s"]
+    assert curves["train/mfu"] == pytest.approx({step: cost * speed / 1e12 for step, speed in speeds.items()})
+    assert result["mfu"] == pytest.approx(cost * result["tokens_per_s"] / 1e12)
 
 
 def test_stamp_tells_the_code_and_the_machine(finished):

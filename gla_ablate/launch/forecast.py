@@ -32,15 +32,16 @@ def rates(trials: Iterable[Trial]) -> dict[str, float]:
     models: dict[str, ModelConfig] = {}
 
     @functools.cache
-    def flops(key: str, vocab_size: int, seq_len: int) -> float:
-        return flops_per_token(models[key], vocab_size, seq_len)
+    def flops(key: str, vocab_size: int, seq_len: int, labelled: float) -> float:
+        return flops_per_token(models[key], vocab_size, seq_len, labelled)
 
     found = {}
     for trial in trials:
         config = trial.config
         key = json.dumps(to_dict(config)["model"])
         models[key] = config.model
-        found[trial.id] = flops(key, build_source(config.data).vocab_size, config.data["seq_len"])
+        source = build_source(config.data)
+        found[trial.id] = flops(key, source.vocab_size, source.seq_len, source.labelled)
     return found
 
 

@@ -15,6 +15,7 @@ TAG_LABELS = {
     "train/grad_norm": "gradient norm",
     "train/tokens_per_s": "throughput (tokens/s)",
     "train/data_wait_ms": "waiting for data (ms/step)",
+    "train/mfu": "model FLOPs utilisation",
     "val/loss": "validation loss (nats/token)",
     "val/ppl": "validation perplexity",
     "val/bpb": "validation bits per byte",

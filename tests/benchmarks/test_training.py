@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import training
+import whole_run
 
 COMMAND = ["--sizes", "tiny", "--batches", "2x16", "--device", "cpu", "--steps", "3", "--warm", "1"]
 
@@ -42,7 +43,7 @@ def test_the_loss_is_that_of_the_next_tokens():
 
 
 def test_a_rival_that_is_missing_is_named_and_our_own_failure_is_the_command_s(monkeypatch, capsys):
-    def broken(size, device):
+    def broken(size, device, vocabulary):
         raise ModuleNotFoundError("No module named 'rival'")
 
     monkeypatch.setitem(training.MODELS, "fla", broken)
@@ -68,3 +69,25 @@ def test_kernels_are_told_apart_by_name():
 def test_a_batch_that_is_none(text):
     with pytest.raises(argparse.ArgumentTypeError, match="takes sequences x tokens"):
         training.pair(text)
+
+
+def test_a_row_of_the_whole_runner_is_what_its_trial_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(whole_run, "STEPS", 12)
+    out = tmp_path / "training.json"
+    assert training.main([*COMMAND, "--models", "run.py", "--vocabulary", "256", "--out", str(out)]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert not row["note"] and row["tokens_per_s"] > 0 and row["parameters"] == 142_784
+    assert row["step_ms"] == pytest.approx(1e3 * 32 / row["tokens_per_s"])
+    assert f"waited for data: {row['data_wait_ms']:.3f} ms a step" in capsys.readouterr().out
+
+
+def test_a_runner_that_fails_says_why(capsys):
+    too_long = ["9999x32768" if part == "2x16" else part for part in COMMAND]
+    assert training.main([*too_long, "--models", "run.py", "--vocabulary", "256"]) == 1
+    assert "failed: RuntimeError: run.py ended with 1" in capsys.readouterr().out
+
+
+def test_the_whole_runner_trains_on_bytes(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        training.main([*COMMAND, "--models", "run.py"])
+    assert "takes --vocabulary 256" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gla_ablate.data import DATA, build_source, check_data
+from gla_ablate.data.source import IGNORED
 from gla_ablate.errors import ConfigError
 from gla_ablate.yaml_io import read_yaml
 
@@ -53,6 +54,7 @@ def test_rows_have_the_promised_form(config):
                 assert tokens.shape == shape and tokens.dtype == torch.int64
             assert batch["inputs"].min() >= 0 and batch["inputs"].max() < source.vocab_size
             assert batch["targets"].max() < source.vocab_size
+            assert (batch["targets"] != IGNORED).double().mean() == pytest.approx(source.labelled)
 
 
 def test_validation_is_capped_in_tokens_and_the_same_for_every_batch_size(config):
