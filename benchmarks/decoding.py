@@ -8,8 +8,9 @@ A row of the table is printed, and the JSON file replaced, as soon as it is meas
 the cache of a model that has read one is made, and filled with random numbers, which cost what real ones do.
 
 ms a token    median of `triton.testing.do_bench` (on a CPU: of five calls or a second) of one step of the whole model,
-              under bf16 autocast on a GPU, as `run.py --generate` calls it, with no sampling; then the same captured
-              as a CUDA graph, which leaves out the host that launches
+              on a GPU with bf16 projections under bf16 autocast, kernel by kernel, with no sampling; then the same
+              captured as a CUDA graph, which leaves out the host that launches: `run.py --generate` does that where no
+              layer is softmax or has rotary positions
 tokens a s    of all sequences of the batch together, captured where that can be
 cache MiB     what is carried from token to token: states, or keys and values
 peak MiB      of GPU memory in a step, weights and cache included
@@ -43,6 +44,7 @@ from torch import Tensor
 from gla_ablate.config import ModelConfig, fill
 from gla_ablate.errors import ConfigError
 from gla_ablate.model import LanguageModel, build_model, check_model
+from gla_ablate.replay import cast_projections
 
 CONTEXTS = [1024 << i for i in range(9)]  # 1k … 256k
 COLUMNS = ("mixer", "batch", "context", "ms a token", "replayed", "tokens a s", "cache MiB", "peak MiB")
@@ -92,6 +94,8 @@ def run(options: argparse.Namespace, record: dict[str, Any], deadline: float = f
     good = True
     for mixer, config in options.models.items():
         model = build_model(config, options.vocabulary).to(device).eval()
+        if device == "cuda":
+            cast_projections(model, torch.bfloat16)
         for batch, context in itertools.product(options.batches, options.contexts):
             row: dict[str, Any] = {"mixer": mixer, "batch": batch, "context": context, "note": ""}
             row["ms"] = row["replay_ms"] = row["peak_mib"] = None
@@ -114,7 +118,7 @@ def run(options: argparse.Namespace, record: dict[str, Any], deadline: float = f
 def fill_in(row: dict[str, Any], model: LanguageModel, memory: float | None = None) -> None:
     """Measure a step of `model` after `row["context"]` tokens. Raises whatever it raises."""
     batch, context, device = row["batch"], row["context"], model.embedding.weight.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
         needed = cache_bytes(model, batch, context + 1)
         row["cache_mib"] = needed / 2**20
         if needed > (free_bytes() * SHARE if memory is None else memory * 2**30):

@@ -16,6 +16,7 @@ from gla_ablate.data.packing import SEPARATOR
 from gla_ablate.errors import ConfigError
 from gla_ablate.generate import generate
 from gla_ablate.loading import open_folder
+from gla_ablate.replay import cast_projections
 
 # What a terminal would obey instead of showing it; a model of bytes can write any of it.
 CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -43,6 +44,8 @@ def go_on(
     # For an empty prompt the separator, after which a document begins. Every byte is a token.
     given = torch.frombuffer(bytearray(prompt or SEPARATOR), dtype=torch.uint8).long()[None]  # [1, T]
     with trained.autocast():
+        if torch.is_autocast_enabled(device.type):
+            cast_projections(trained.model, torch.get_autocast_dtype(device.type))
         try:
             drawn = generate(trained.model, given, tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
             stream((int(token) for token in drawn), sys.stdout)

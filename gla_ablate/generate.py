@@ -2,7 +2,7 @@
 
 The prompt passes through the chunkwise kernel, in pieces, so that memory stays bounded however long it is. From then on
 a token costs the same time and memory whatever came before it: a layer of gated linear attention carries its state
-[H,K,V] and nothing else (arXiv 2312.06635, section 2.1).
+[H,K,V] and nothing else (arXiv 2312.06635, section 2.1). On a GPU such a step is replayed as a CUDA graph (`replay`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gla_ablate.model import LanguageModel
+from gla_ablate.replay import stepper
 
 PIECE = 2**16  # tokens of a prompt at a time, those of all sequences together
 
@@ -38,8 +39,8 @@ def generate(
         seed: of what is drawn. The same seed gives the same tokens on the same device; torch's generators are left
             untouched.
 
-    The model should be in eval mode; autocast is the caller's, around the iteration. Raises `ValueError` at once for an
-    argument that can't be, and with the first token if the prompt's logits aren't finite.
+    The model should be in eval mode; autocast is the caller's, around the whole iteration. Raises `ValueError` at once
+    for an argument that can't be, and with the first token if the prompt's logits aren't finite.
     """
     device = model.embedding.weight.device
     check(tokens, n, temperature, top_k, top_p, model.embedding.num_embeddings)
@@ -81,11 +82,12 @@ def _generate(
     logits = prefill(model, tokens, cache)
     if not logits.isfinite().all():
         raise ValueError("the logits of the prompt aren't finite: the weights have diverged")
+    step = stepper(model, cache)
     for left in reversed(range(n)):
         token = sample(logits, temperature, top_k, top_p, random)
         yield token
         if left:
-            logits = model(token[:, None], cache=cache)[:, -1]
+            logits = step(token)
 
 
 def prefill(model: LanguageModel, tokens: Tensor, cache: list) -> Tensor:

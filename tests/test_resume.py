@@ -51,7 +51,7 @@ class Drawing(Gate):
             open(f"{pause}.{os.getpid()}", "w").close()
             while os.path.exists(pause):
                 time.sleep(0.02)
-        noise = torch.rand(x.shape[:2])[..., None] + random.random() + numpy.random.rand()
+        noise = torch.rand(x.shape[:2]).to(x.device)[..., None] + random.random() + numpy.random.rand()
         return torch.nn.functional.logsigmoid(self.proj(x)) / 16 - 0.01 * noise
 """
 DATA = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs": 3, "train_examples": 64}
