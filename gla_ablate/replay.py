@@ -8,7 +8,8 @@ rotary positions turn further.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -63,12 +64,29 @@ class Replayed:
         # What autocast has kept of weights is freed when the caller leaves it, behind the graph's back.
         dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         try:
-            with torch.cuda.graph(graph), torch.autocast("cuda", dtype, enabled=on, cache_enabled=False):
+            with (
+                own_generator(token.device),
+                torch.cuda.graph(graph),
+                torch.autocast("cuda", dtype, enabled=on, cache_enabled=False),
+            ):
                 self._logits = self.step(self._token)
             self.graph = graph
         except RuntimeError:
             torch.cuda.synchronize()
             self.capturable = False
+
+
+@contextmanager
+def own_generator(device: torch.device) -> Iterator[None]:
+    """Inside, the GPU's generator is a copy of what it was: a capture that fails leaves the one that it found unusable
+    for good (PyTorch 2.11: "Offset increment outside graph capture")."""
+    generator = torch.cuda.default_generators[device.index or 0]
+    before = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(before)
 
 
 def cast_projections(model: LanguageModel, dtype: torch.dtype) -> None:

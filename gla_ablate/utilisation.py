@@ -16,12 +16,15 @@ SIDE = 8192
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a product of random numbers on the current GPU, the median of a tenth of a
-    second; takes 0.7 GiB for as long. Zeros would run faster: less power."""
+    """Floating-point operations a second of a product of random numbers on the current GPU; takes 0.7 GiB for as long.
+
+    The median of a tenth of a second, after two: an H200 that was idle multiplies at 800 TFLOP/s for one and at 690
+    from then on, for want of power. Zeros would run faster.
+    """
     import triton
 
     a, b = (torch.randn(SIDE, SIDE, device="cuda").to(dtype) for _ in range(2))
-    milliseconds = triton.testing.do_bench(lambda: a @ b, return_mode="median")
+    milliseconds = triton.testing.do_bench(lambda: a @ b, warmup=200, return_mode="median")
     return 2 * SIDE**3 / (1e-3 * milliseconds)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
+from gla_ablate import replay
 from gla_ablate.config import ModelConfig
 from gla_ablate.generate import generate
 from gla_ablate.model import GATES, LanguageModel, build_model, check_model, load_plugins, plugins
@@ -90,6 +92,7 @@ class Bounded:
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "graph", Capture)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(replay, "own_generator", lambda device: nullcontext())
 
     def __call__(self, token: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -131,6 +134,10 @@ def test_a_gate_that_waits_for_the_gpu_is_run_step_by_step(tmp_path, scratch_reg
     (tmp_path / "gate.py").write_text(WAITING)
     load_plugins([tmp_path / "gate.py"])
     model = model_with(gate={"name": "waiting"})
+    torch.manual_seed(5)
+    before = torch.randn(3, device="cuda")
+    torch.manual_seed(5)
     got = greedy(model)
+    assert torch.equal(torch.randn(3, device="cuda"), before)  # which a failed capture would have broken
     monkeypatch.setattr("gla_ablate.replay.replayable", lambda model: False)
     assert torch.equal(got, greedy(model))
