@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gla_ablate.model import LanguageModel
 from gla_ablate.model.block import Block
+from gla_ablate.model.gates import Gate
 from gla_ablate.model.mixer import GLAMixer
 
 
@@ -91,9 +92,11 @@ def own_generator(device: torch.device) -> Iterator[None]:
 
 def cast_projections(model: LanguageModel, dtype: torch.dtype) -> None:
     """Leave the model the weights of its projections in `dtype` alone, as autocast casts them in every step; what it
-    gives under autocast stays the same, to the bit. Gates keep theirs: they may compute in fp32. No more training."""
+    gives under autocast stays the same, to the bit. A gate of the user's, which may compute in fp32, keeps its own. No
+    more training."""
     gates = [mixer.gate for block in model.blocks if isinstance(mixer := cast(Block, block).mixer, GLAMixer)]
-    kept = {module for gate in gates for module in gate.modules()}
+    foreign = [gate for gate in gates if type(gate).__module__ != Gate.__module__]
+    kept = {module for gate in foreign for module in gate.modules()}
     for module in model.modules():
         if isinstance(module, nn.Linear) and module not in kept:
             module.weight = nn.Parameter(module.weight.to(dtype), requires_grad=False)  # tied ones are two from now on

@@ -30,6 +30,14 @@ def model_with(**options) -> LanguageModel:
     return build_model(check_model(replace(SMALL, **options)), 256, seed=1).to(DEVICE).eval()
 
 
+WAITING = gate_per_head(
+    "waiting",
+    """
+    def transform(self, g, k, v):
+        return (k if g.mean().item() < 1 else 2 * k), v
+""",
+)
+
 PROMPT = torch.randint(256, (3, 20), generator=torch.Generator().manual_seed(2))
 
 
@@ -48,7 +56,15 @@ def test_cast_projections_give_what_autocast_gives(gate, tied):
         assert torch.equal(model(PROMPT.to(DEVICE)), want)
     narrow = {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
     assert "head.weight" in narrow and "blocks.1.ffn.down_proj.weight" in narrow
-    assert not any("gate." in name or "norm" in name or "embedding" in name for name in narrow)
+    assert not any("norm" in name or "embedding" in name for name in narrow)
+
+
+def test_a_users_gate_keeps_its_weights(tmp_path, scratch_registry):
+    (tmp_path / "gate.py").write_text(WAITING)
+    load_plugins([tmp_path / "gate.py"])
+    model = model_with(gate={"name": "waiting"})
+    cast_projections(model, torch.bfloat16)
+    assert {p.dtype for name, p in model.named_parameters() if ".gate." in name} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -118,15 +134,6 @@ def test_replayed_tokens_are_those_of_steps(gate, dtype, monkeypatch):
         got = greedy(model)
         monkeypatch.setattr("gla_ablate.replay.replayable", lambda model: False)
         assert torch.equal(got, greedy(model))
-
-
-WAITING = gate_per_head(
-    "waiting",
-    """
-    def transform(self, g, k, v):
-        return (k if g.mean().item() < 1 else 2 * k), v
-""",
-)
 
 
 @on_gpu

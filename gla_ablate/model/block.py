@@ -14,7 +14,7 @@ from gla_ablate.model.mixer import GLAMixer
 from gla_ablate.model.norm import NORM_EPS, rms_norm
 from gla_ablate.model.recompute import Recompute, RunBlock, run_block
 from gla_ablate.model.shapes import ffn_width
-from gla_ablate.model.softmax import SoftmaxMixer
+from gla_ablate.model.softmax import SoftmaxMixer, cast_once
 
 
 class SwiGLU(nn.Module):
@@ -33,7 +33,7 @@ class SwiGLU(nn.Module):
             # a pass of its own over the activations.
             swish, up = swish * scale, up * scale
         else:  # a token's decoding is bound by reading weights: once, as they are
-            x = x * scale.to(x.dtype)
+            x = cast_once(x * scale.to(x.dtype), swish)
         return self.down_proj(F.silu(F.linear(x, swish)) * F.linear(x, up))
 
 

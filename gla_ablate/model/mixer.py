@@ -23,7 +23,7 @@ from gla_ablate.model.norm import NORM_EPS, rms_norm
 from gla_ablate.model.rotary import rotate, rotations
 from gla_ablate.model.shapes import key_width, value_width
 from gla_ablate.model.short_conv import ShortConv
-from gla_ablate.model.softmax import activation_dtype
+from gla_ablate.model.softmax import activation_dtype, cast_once
 from gla_ablate.ops import gated_linear_attention, gated_linear_attention_step
 
 
@@ -67,7 +67,8 @@ class GLAMixer(nn.Module):
 
     def forward(self, x: Tensor, cache: RecurrentCache | None = None) -> Tensor:
         """With a `cache`, x goes on from the tokens in it and is taken in; under `torch.no_grad()`."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        y = cast_once(x, self.q_proj.weight)
+        q, k, v = self.q_proj(y), self.k_proj(y), self.v_proj(y)
         if self.short_conv:
             before = {} if cache is None else cache.inputs
             q, k, v = self.q_conv(q, before.get("q")), self.k_conv(k, before.get("k")), self.v_conv(v, before.get("v"))
@@ -83,7 +84,7 @@ class GLAMixer(nn.Module):
             o, _ = gated_linear_attention(q, k, v, g, chunk_size=self.chunk_size, backend=self.backend)
         else:
             o = self.attend_on(q, k, v, g, cache)
-        swish = F.silu(self.output_gate_proj(x))
+        swish = F.silu(self.output_gate_proj(y))
         if not torch.is_grad_enabled():
             return self.out_proj(rms_norm(o, self.norm.weight).flatten(-2) * swish)
         # As in SwiGLU: the norm's weight on the side of the weights.

@@ -54,6 +54,7 @@ class SoftmaxMixer(nn.Module):
     def forward(self, x: Tensor, cache: SoftmaxCache | None = None) -> Tensor:
         """With a `cache`, x goes on from the tokens in it and joins them; under `torch.no_grad()`. Raises `ValueError`
         where they are more than it holds."""
+        x = cast_once(x, self.q_proj.weight)
         q = self.q_proj(x).unflatten(-1, (self.heads, -1))  # [B, T, H, D]
         k = self.k_proj(x).unflatten(-1, (self.heads, -1))  # [B, T, H, D]
         v = self.v_proj(x).unflatten(-1, (self.heads, -1))  # [B, T, H, D]
@@ -67,6 +68,12 @@ def activation_dtype(weight: Tensor) -> torch.dtype:
     """In which a projection with that weight gives its output."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def cast_once(x: Tensor, weight: Tensor) -> Tensor:
+    """x as the projections will have it, for all of them that read it, in decoding and validation. Else autocast casts
+    it for each, and in training that is better: their gradients are summed in the dtype of x."""
+    return x if torch.is_grad_enabled() else x.to(activation_dtype(weight))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
