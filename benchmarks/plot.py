@@ -123,8 +123,8 @@ def draw_lines(axes: Axes, curves: Curves, label: str, title: str) -> None:
     axes.set(xlabel="sequence length T, tokens", ylabel=label, yscale="log")
     axes.set_xscale("log", base=2)
     names = [f"{T // 1024}k" if T % 1024 == 0 else str(T) for T in ticks]
-    every = 1 if len(ticks) < 8 else 2  # which have room beside each other
-    axes.set_xticks(ticks, [name if i % every == 0 else "" for i, name in enumerate(names)])
+    every = 1 if len(ticks) < 8 else 2  # one is named, so that names don't overlap: the last, and back from there
+    axes.set_xticks(ticks, [name if i % every == 0 else "" for i, name in enumerate(names, start=1 - len(names))])
     low, high = axes.get_ylim()
     if high / low < 10:  # what hardly varies shall look so
         middle = (low * high) ** 0.5

@@ -20,7 +20,8 @@ of the rate       `flops_per_token` · tokens/s over the rate of an 8192³ bf16 
 gla_ablate   this project's model as `run.py` trains it on a GPU: compiled, `trainer.recompute: elementwise`; "keeps
              all" with `none`, "by block" with `block`, "eager" with neither
 run.py       a trial of this project: data, logging and all, 60 steps; its validation isn't timed, nor are the first ten
-             steps. Its data are bytes: --vocabulary 256
+             steps. Its first step has all that comes before, data included; its peak is that of all it did. Its data
+             are bytes: --vocabulary 256
 fla          flash-linear-attention's `GLAForCausalLM`, as it comes
 llama        transformers' `LlamaForCausalLM` with PyTorch's attention, `torch.compile`d whole
 
@@ -229,12 +230,11 @@ def fill(row: Row, options: argparse.Namespace, rate: float | None) -> None:
 
 def fill_from_run(row: Row, options: argparse.Namespace) -> None:
     """As `fill`, of a trial."""
-    on_gpu = options.device == "cuda"
-    result = whole_run.result(SIZES[row.size], row.batch, on_gpu)
+    result = whole_run.result(SIZES[row.size], row.batch, options.device)
     row.parameters, row.first_s = result["params"], result["setup"]
     row.tokens_per_s, row.share = result["tokens_per_s"], result["mfu"]
     row.step_ms = 1e3 * row.batch[0] * row.batch[1] / row.tokens_per_s
-    row.peak_mib = result["peak_mem_mb"] if on_gpu else None
+    row.peak_mib = result["peak_mem_mb"] if options.device == "cuda" else None
     row.data_wait_ms = result["metrics"]["train/data_wait_ms"]
 
 
@@ -336,7 +336,7 @@ def main(given: list[str] | None = None) -> int:
                 if row.profile:
                     print("  ms a step: " + ", ".join(f"{kind} {ms:.1f}" for kind, ms in row.profile.items()))
                 if row.data_wait_ms is not None:
-                    print(f"  waited for data: {row.data_wait_ms:.3f} ms a step")
+                    print(f"  waited for data: {row.data_wait_ms:.3f} ms a step, in the last ten")
     return 0 if good else 1
 
 

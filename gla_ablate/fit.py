@@ -55,7 +55,7 @@ def fit(
         config.data, config.seed, accumulate=config.trainer.accumulate, rank=group.rank, world=group.world
     )
     data.prepare_data()
-    cost = flops_per_token(config.model, data.source.vocab_size, data.source.seq_len, data.source.labelled)
+    cost = flops_per_token(config.model, data.source.vocab_size, data.source.seq_len, data.source.labelled_share)
     rate = peak_flops(precision, device) if first else None
     peak_speed = config.trainer.processes * rate / cost if rate else None
     # For a gate that draws while it runs: weights and batches have streams of their own.

@@ -3,9 +3,10 @@ operations of the model.
 
     mfu = flops_per_token · tokens/s / (devices · rate)
 
-`flops_per_token` counts the op analytically (`model.counting`), and nothing that is formed twice. The rate is measured,
-a product of two 8192 × 8192 matrices in the precision of the trial, where the paper takes the data sheet's: what a
-chip does at the power that it gets is 20 to 30 % below that.
+`flops_per_token` counts the op analytically (`model.counting`), and nothing that is formed twice. The rate is that of a
+product of two 8192 × 8192 matrices in the precision of the trial, measured, where the paper takes the data sheet's: at
+the power that it gets, an H200 stays 30 % below that. On a GPU that several trials share (`--per-gpu`) it is what is
+left to this one as it begins.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ SIDE = 8192
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a product of random numbers on the current GPU; takes 0.7 GiB for as long.
+    """Floating-point operations a second of a product of random numbers on the current GPU, the median over 0.1 s; takes
+    up to 1 GiB for as long. Zeros would run faster: less power.
 
-    The median of a tenth of a second, after two: an H200 that was idle multiplies at 800 TFLOP/s for one and at 690
-    from then on, for want of power. Zeros would run faster.
+    0.2 s pass before that: an H200 that was idle multiplies at 800 TFLOP/s for 0.1 s, and at 690 from then on.
     """
     import triton
 
@@ -36,7 +37,7 @@ def peak_flops(precision: str, device: torch.device) -> float | None:
     try:
         with torch.cuda.device(device), torch.random.fork_rng([device]):
             return matrix_rate(torch.float32 if precision == "32-true" else torch.bfloat16)
-    except torch.OutOfMemoryError:
+    except RuntimeError:  # out of memory, PyTorch's or cuBLAS's: no reason for a trial to fail
         return None
     finally:
         torch.cuda.empty_cache()

@@ -16,9 +16,12 @@ import pytest
 import torch
 
 import gla_ablate
+from gla_ablate import continuation
 from gla_ablate.cli import main
 from gla_ablate.continuation import stream
 from gla_ablate.generate import generate
+from gla_ablate.loading import Trained
+from gla_ablate.replay import cast_projections
 from tests.test_cli import run_py
 from tests.test_trial import MODEL, folder_for, run
 from tests.trained import gate_per_head, trained_on_text
@@ -74,6 +77,22 @@ def test_options_reach_the_draw_and_an_export_says_the_same(trial, tmp_path, cap
             capfdbinary.readouterr()
             assert main(["--generate", str(folder), "--prompt", "fox", "--tokens", "30", *given.split()]) == 0
             assert capfdbinary.readouterr() == (want.encode(), b"")
+
+
+def test_decoding_in_bf16_is_that_of_the_model_under_autocast(trial, monkeypatch, capfdbinary):
+    cast = []
+
+    def spy(model, dtype):
+        cast.append(dtype)
+        cast_projections(model, dtype)
+
+    monkeypatch.setattr(Trained, "autocast", lambda self: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(continuation, "cast_projections", spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = expected(trial, b"fox", 30, seed=2)
+    assert main(["--generate", str(trial), "--prompt", "fox", "--tokens", "30", "--seed", "2"]) == 0
+    assert capfdbinary.readouterr() == (want.encode(), b"")
+    assert cast == [torch.bfloat16]
 
 
 def test_the_default_is_200_tokens(trial, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Any:
         threads = torch.get_num_threads()
         yield path
         torch.set_num_threads(threads)  # which a trial on several devices has divided
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_or_no_gpus() -> Iterator[None]:
+    """One can't be shared."""
+    with pytest.MonkeyPatch.context() as patch:
+        if torch.cuda.device_count() == 1:
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that are started
+        yield
 
 
 def run(folder: Path) -> int:
@@ -303,7 +313,7 @@ def test_torchrun_starts_the_processes(alone: Path, plugin: Path, tmp_path: Path
 
 
 def a_gpu_each(i: str) -> dict[str, str]:
-    return {"CUDA_VISIBLE_DEVICES": i} if torch.cuda.is_available() else {}
+    return {"CUDA_VISIBLE_DEVICES": i} if torch.cuda.device_count() > 1 else {}
 
 
 def test_srun_starts_the_processes(alone: Path, plugin: Path, tmp_path: Path) -> None:

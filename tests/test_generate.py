@@ -78,6 +78,17 @@ def test_in_bf16_the_distributions_are_the_same_within_its_rounding(gate, tmp_pa
     assert drifts[30:].max() < 2 * drifts[:30].max()  # token by token nothing adds up
 
 
+@pytest.mark.parametrize("mixer", ["gla", "softmax"])
+def test_autocast_leaves_a_model_in_fp64_alone(mixer):
+    model, tokens = build_model(check_model(replace(TINY, mixer=mixer)), 256, seed=1).double().eval(), prompts(2, 9)
+    with torch.no_grad():
+        want = model(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            cache = model.new_cache(2, 9)
+            got = torch.cat([model(piece, cache=cache) for piece in tokens.split([6, 1, 2], dim=1)], 1)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels of a GPU have tests of their own")
 @pytest.mark.parametrize("gate", [*BUILT_IN, "a_head_and_token"])
 def test_the_kernels_go_on_as_plain_pytorch_does(gate, tmp_path, scratch_registry):

@@ -161,7 +161,7 @@ def test_utilisation_is_of_the_operations_that_a_trial_needs(tmp_path, monkeypat
     assert run(folder) == 0
     result, curves = read(folder, "result.json"), metrics(folder)
     model = read_config(folder / "config.yaml").model
-    cost = flops_per_token(model, MQAR["vocab_size"], MQAR["seq_len"], labelled=MQAR["pairs"] / MQAR["seq_len"])
+    cost = flops_per_token(model, MQAR["vocab_size"], MQAR["seq_len"], labelled_share=MQAR["pairs"] / MQAR["seq_len"])
     assert asked == ["32-true"] and result["flops_per_token"] == cost
     speeds = curves["train/tokens_per_s"]
     assert curves["train/mfu"] == pytest.approx({step: cost * speed / 1e12 for step, speed in speeds.items()})

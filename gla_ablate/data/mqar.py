@@ -68,7 +68,7 @@ class Mqar(DataSource):
         self.pairs = pairs
         self.power = power
         self.train_examples = train_examples
-        self.labelled = pairs / seq_len
+        self.labelled_share = pairs / seq_len
 
     def prepare(self) -> None:
         """Nothing: a process draws the examples itself, in about a second."""

@@ -37,7 +37,7 @@ class DataSource(ABC):
 
     vocab_size: int
     bytes_per_token: float | None  # None where bits per byte makes no sense
-    labelled: float = 1.0  # the share of tokens with a target that counts
+    labelled_share: float = 1.0  # of tokens, with a target that counts
 
     def __init__(self, seq_len: int, batch_size: int, val_tokens: int) -> None:
         """`batch_size` rows of `seq_len` tokens a training step; validation reads `val_tokens` tokens at most, so that

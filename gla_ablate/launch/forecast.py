@@ -32,8 +32,8 @@ def rates(trials: Iterable[Trial]) -> dict[str, float]:
     models: dict[str, ModelConfig] = {}
 
     @functools.cache
-    def flops(key: str, vocab_size: int, seq_len: int, labelled: float) -> float:
-        return flops_per_token(models[key], vocab_size, seq_len, labelled)
+    def flops(key: str, vocab_size: int, seq_len: int, labelled_share: float) -> float:
+        return flops_per_token(models[key], vocab_size, seq_len, labelled_share)
 
     found = {}
     for trial in trials:
@@ -41,7 +41,7 @@ def rates(trials: Iterable[Trial]) -> dict[str, float]:
         key = json.dumps(to_dict(config)["model"])
         models[key] = config.model
         source = build_source(config.data)
-        found[trial.id] = flops(key, source.vocab_size, source.seq_len, source.labelled)
+        found[trial.id] = flops(key, source.vocab_size, source.seq_len, source.labelled_share)
     return found
 
 

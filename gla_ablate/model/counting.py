@@ -52,7 +52,7 @@ def state_size(config: ModelConfig, seq_len: int | None = None) -> int:
     return total
 
 
-def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int, labelled: float = 1.0) -> float:
+def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int, labelled_share: float = 1.0) -> float:
     """Floating-point operations per token of a training step, forward and backward: 3 × those of the matrix products of
     the forward pass. A product [m,k]·[k,n] counts 2mkn; the embedding look-up and elementwise work count nothing.
 
@@ -65,11 +65,11 @@ def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int, labelled
                        + 4 d_k V + (C + 1)(d_k + d_v) ]  the op: state written and read; causal half of two C×C products
         + softmax layers · [ 8 d² + 6 d f                projections and SwiGLU
                              + 4 d · tokens seen ]       of two products: (seq_len + 1) / 2 on average, without a window
-        + 2 d · vocab · labelled                         output head, for the share of tokens that have a target
+        + 2 d · vocab · labelled_share                   output head, of the tokens that have a target
     """
     kinds = mixers(config)
     d, ffn = config.dim, 6 * config.dim * ffn_width(config)
-    total = 2.0 * d * vocab_size * labelled
+    total = 2.0 * d * vocab_size * labelled_share
     if gla := kinds.count("gla"):
         total += gla * (ffn + gla_flops(config, layer=kinds.index("gla"), seq_len=seq_len))
     if softmax := kinds.count("softmax"):

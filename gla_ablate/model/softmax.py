@@ -65,9 +65,10 @@ class SoftmaxMixer(nn.Module):
 
 
 def activation_dtype(weight: Tensor) -> torch.dtype:
-    """In which a projection with that weight gives its output."""
+    """In which a projection with that weight gives its output: autocast leaves fp64 alone."""
     kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    cast = torch.is_autocast_enabled(kind) and weight.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if cast else weight.dtype
 
 
 def cast_once(x: Tensor, weight: Tensor) -> Tensor:

@@ -78,13 +78,14 @@ def test_a_row_of_the_whole_runner_is_what_its_trial_says(tmp_path, capsys, monk
     (row,) = json.loads(out.read_text())["rows"]
     assert not row["note"] and row["tokens_per_s"] > 0 and row["parameters"] == 142_784
     assert row["step_ms"] == pytest.approx(1e3 * 32 / row["tokens_per_s"])
-    assert f"waited for data: {row['data_wait_ms']:.3f} ms a step" in capsys.readouterr().out
+    assert f"waited for data: {row['data_wait_ms']:.3f} ms a step, in the last ten" in capsys.readouterr().out
 
 
 def test_a_runner_that_fails_says_why(capsys):
     too_long = ["9999x32768" if part == "2x16" else part for part in COMMAND]
     assert training.main([*too_long, "--models", "run.py", "--vocabulary", "256"]) == 1
-    assert "failed: RuntimeError: run.py ended with 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "failed: RuntimeError: run.py ended with 1" in said and "too few for 9999 row(s)" in said
 
 
 def test_the_whole_runner_trains_on_bytes(capsys):

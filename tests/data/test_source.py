@@ -54,7 +54,7 @@ def test_rows_have_the_promised_form(config):
                 assert tokens.shape == shape and tokens.dtype == torch.int64
             assert batch["inputs"].min() >= 0 and batch["inputs"].max() < source.vocab_size
             assert batch["targets"].max() < source.vocab_size
-            assert (batch["targets"] != IGNORED).double().mean() == pytest.approx(source.labelled)
+            assert (batch["targets"] != IGNORED).double().mean() == pytest.approx(source.labelled_share)
 
 
 def test_validation_is_capped_in_tokens_and_the_same_for_every_batch_size(config):

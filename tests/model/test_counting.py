@@ -120,7 +120,7 @@ def test_flops_of_other_mixers_are_those_that_torch_counts_outside_the_products_
 
 
 def test_flops_of_the_head_are_of_the_tokens_that_have_a_target():
-    every, quarter = (flops_per_token(ModelConfig(dim=32), 19, 64, labelled) for labelled in (1.0, 0.25))
+    every, quarter = (flops_per_token(ModelConfig(dim=32), 19, 64, share) for share in (1.0, 0.25))
     assert every - quarter == pytest.approx(3 * 0.75 * 2 * 32 * 19)
 
 
