@@ -17,9 +17,9 @@ SIDE = 8192
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a product of random numbers on the current GPU, the median over 0.1 s; takes
-    up to 1 GiB for as long. Zeros would run faster: less power.
+    """Floating-point operations a second of a product of random numbers on the current GPU, the median over 0.1 s.
 
+    Takes up to 1 GiB for as long. Zeros would run faster: less power.
     0.2 s pass before that: an H200 that was idle multiplies at 800 TFLOP/s for 0.1 s, and at 690 from then on.
     """
     import triton
