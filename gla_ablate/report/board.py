@@ -167,8 +167,9 @@ def compared(experiment: Experiment, trials: list[Trial]) -> list[str]:
 
 
 def in_order(tags: Iterable[str], settings: Settings) -> list[str]:
-    """The metric first, then what validation says, then the training loss."""
-    return sorted(tags, key=lambda tag: (tag != settings.metric, not tag.startswith("val/"), tag != "train/loss", tag))
+    """The metric first, then as `TAG_LABELS` has them."""
+    order = list(TAG_LABELS)
+    return sorted(tags, key=lambda tag: (tag != settings.metric, order.index(tag) if tag in order else len(order), tag))
 
 
 def curves_over_seeds(point: Point, tags: list[str]) -> tuple[list[str], list[tuple[int, list[Summary.Value]]]]:

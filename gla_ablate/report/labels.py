@@ -10,16 +10,16 @@ from typing import Any
 
 from gla_ablate.grid import flatten
 
-TAG_LABELS = {
+TAG_LABELS = {  # in the order in which charts follow each other
+    "val/loss": "validation loss (nats/token)",
+    "val/accuracy": "validation accuracy (fraction)",
+    "val/bpb": "validation bits per byte",
+    "val/ppl": "validation perplexity",
     "train/loss": "training loss (nats/token)",
     "train/grad_norm": "gradient norm",
     "train/tokens_per_s": "throughput (tokens/s)",
-    "train/data_wait_ms": "waiting for data (ms/step)",
     "train/mfu": "model FLOPs utilisation",
-    "val/loss": "validation loss (nats/token)",
-    "val/ppl": "validation perplexity",
-    "val/bpb": "validation bits per byte",
-    "val/accuracy": "validation accuracy (fraction)",
+    "train/data_wait_ms": "waiting for data (ms/step)",
     "lr": "learning rate",
 }
 
