@@ -45,8 +45,8 @@ def same_for_every_token(model: LanguageModel) -> bool:
 
 
 def own(gate: Gate) -> bool:
-    """Whether it is one of this package's."""
-    return type(gate).__module__ == Gate.__module__
+    """Whether it is one of this package's; a plugin's file is a module outside of it."""
+    return type(gate).__module__.startswith("gla_ablate.")
 
 
 class Replayed:

@@ -30,6 +30,9 @@ def test_work_is_what_training_computes():
     rate = rates(TRIALS)
     assert rate["a"] == rate["b"] == flops_per_token(SMALL.model, 256, 256) < rate["c"]
     assert tokens(TRIALS[0]) == 200 * 8 * 256
+    recall = {"name": "mqar", "vocab_size": 64, "pairs": 4, "seq_len": 16, "batch_size": 8}
+    few = rates([Trial("few", {}, 0, replace(SMALL, data=recall))])["few"]
+    assert few == flops_per_token(SMALL.model, 64, 16, labelled_share=0.25)
 
 
 @pytest.mark.parametrize(
