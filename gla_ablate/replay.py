@@ -84,8 +84,7 @@ def cast_projections(model: LanguageModel, dtype: torch.dtype) -> None:
     Under `torch.no_grad()` and that autocast, which it needs from now on, it gives the same to the bit; it can't be
     trained any more. A gate of the user's, which may compute in fp32, keeps its own.
     """
-    gates = [mixer.gate for block in model.blocks if isinstance(mixer := cast(Block, block).mixer, GLAMixer)]
-    kept = {module for gate in gates if not own(gate) for module in gate.modules()}
+    kept = {x for gate in model.modules() if isinstance(gate, Gate) and not own(gate) for x in gate.modules()}
     for module in model.modules():
         if isinstance(module, nn.Linear) and module not in kept:
             module.weight = nn.Parameter(module.weight.to(dtype), requires_grad=False)  # tied ones are two from now on

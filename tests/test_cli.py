@@ -232,8 +232,7 @@ def test_list_gates_prints_each_with_formula_shape_options_and_source(capsys, mo
     assert "rank: int = 16" in out and "[B,T,H,K]" in out
 
 
-def test_list_gates_shows_the_plugins_of_an_experiment(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))  # other tests don't see them
+def test_list_gates_shows_the_plugins_of_an_experiment(tmp_path, capsys, scratch_registry):
     write(tmp_path / "gates.py", PLUGIN)
     assert main([str(write(tmp_path / "t.yaml", TINY + "plugins: [gates.py]")), "--list-gates"]) == 0
     assert "e2e_slow" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import os
 import shutil
@@ -25,12 +24,13 @@ from gla_ablate.data import source
 from gla_ablate.data.module import DataModule
 from gla_ablate.distributed import check_devices
 from gla_ablate.errors import ConfigError
-from gla_ablate.model import GATES, build_model, plugins
+from gla_ablate.model import GATES, build_model
 from gla_ablate.ranks import Rank, first_node, own_rank
 from gla_ablate.resume import KEY
 from gla_ablate.sharding import shares_weights
 from gla_ablate.status import read_json
-from tests.test_trial import read
+from tests.registries import scratch_registries
+from tests.test_trial import CURVES_OF_TIME, logged, read
 from tests.test_trial import run as run_here
 
 # A gate that, at a call of one process, does what GLA_TEST_DOES says, "what@rank@call"; and a task with as many targets
@@ -75,7 +75,6 @@ DATA |= {"val_tokens": 13 * 16}  # rows: of the last batch one process has none
 MODEL = {"dim": 16, "layers": 2, "heads": 2, "chunk_size": 16, "gate": {"name": "doing"}}
 TRAINER = {"max_steps": 7, "val_every": 3, "log_every": 1, "precision": "32-true"}
 OPTIM = {"lr": 1e-3}
-OF_TIME = ("train/tokens_per_s", "train/data_wait_ms", "train/mfu")
 ENDS = 60.0  # seconds in which a trial has to have ended
 
 
@@ -83,10 +82,7 @@ ENDS = 60.0  # seconds in which a trial has to have ended
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("plugin") / "doing.py"
     path.write_text(PLUGIN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GATES, "_classes", dict(GATES._classes))
-        patch.setattr(source.DATA, "_classes", dict(source.DATA._classes))
-        patch.setattr(plugins, "_sha256", {})
+    with scratch_registries() as patch:
         patch.setenv("OMP_NUM_THREADS", "2")
         threads = torch.get_num_threads()
         yield path
@@ -119,13 +115,7 @@ def trial(folder: Path, plugin: Path, **trainer: Any) -> Path:
 
 def curves(folder: Path) -> dict[tuple[str, int], float]:
     """(metric, step) → value, without times; fails where a step is logged twice."""
-    found: dict[tuple[str, int], float] = {}
-    with (folder / "metrics.csv").open() as file:
-        for row in csv.DictReader(file):
-            key = row["metric"], int(row["step"])
-            assert key not in found, row
-            found[key] = float(row["value"])
-    return {key: value for key, value in found.items() if key[0] not in OF_TIME}
+    return {key: value for key, value in logged(folder).items() if key[0] not in CURVES_OF_TIME}
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,12 @@ import torch
 from gla_ablate import generate as generating
 from gla_ablate.config import ModelConfig
 from gla_ablate.generate import generate, prefill, sample
-from gla_ablate.model import GATES, build_model, check_model, load_plugins, plugins
+from gla_ablate.model import GATES, build_model, check_model, load_plugins
 from tests.trained import gate_per_head
 
 TINY = ModelConfig(dim=32, layers=2, heads=2, chunk_size=16)
 EXAMPLE = Path(__file__).parent / "model" / "example_gate.py"
 BUILT_IN = GATES.names()
-
-
-@pytest.fixture
-def scratch_registry(monkeypatch):
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-    monkeypatch.setattr(plugins, "_sha256", {})
 
 
 def model_with(gate: str = "data_dependent", dtype: torch.dtype = torch.float64, vocab_size: int = 256):

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from gla_ablate.model import GATES, plugins
 from gla_ablate.status import read_json
 from gla_ablate.trial import is_finished
 from tests.test_resume import PLUGIN, outcome
@@ -60,9 +59,7 @@ def write_grid(folder: Path) -> Path:
 
 
 @pytest.fixture
-def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-    monkeypatch.setattr(plugins, "_sha256", {})
+def grid(tmp_path: Path, scratch_registry: None) -> Path:
     return write_grid(tmp_path)
 
 

@@ -48,10 +48,7 @@ class Sharing(Gate):
 """
 
 
-@pytest.fixture(autouse=True)
-def scratch_registry(monkeypatch):
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-    monkeypatch.setattr(plugins, "_sha256", {})
+pytestmark = pytest.mark.usefixtures("scratch_registry")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gla_ablate.config import ModelConfig
-from gla_ablate.model import GATES, LanguageModel, build_model, check_model, load_plugins, plugins
+from gla_ablate.model import GATES, LanguageModel, build_model, check_model, load_plugins
 from gla_ablate.replay import Replayed, cast_projections, same_for_every_token, stepper
 from tests.trained import gate_per_head
 
@@ -19,10 +19,8 @@ TOKENS = torch.randint(256, (3, 20), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture
-def users_gate(tmp_path, monkeypatch):
+def users_gate(tmp_path, scratch_registry):
     """The name of one that is registered as long as the test runs."""
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-    monkeypatch.setattr(plugins, "_sha256", {})
     (tmp_path / "gate.py").write_text(gate_per_head("a_users"))
     load_plugins([tmp_path / "gate.py"])
     return "a_users"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -20,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gla_ablate import resume
 from gla_ablate.config import resolve, write_config
 from gla_ablate.interruption import Interrupted, Interruption
-from gla_ablate.model import GATES, plugins
 from gla_ablate.trial import DISK_FULL
-from tests.test_trial import read, run
+from tests.registries import scratch_registries
+from tests.test_trial import CURVES_OF_TIME, metrics, read, run
 
 # A gate that draws random numbers as it runs, and sends its process what GLA_TEST_SIGNAL says, "signal@call".
 PLUGIN = """
@@ -59,16 +58,13 @@ DATA |= {"val_tokens": 160}  # three batches
 MODEL = {"dim": 32, "layers": 1, "heads": 2, "chunk_size": 16, "gate": {"name": "drawing"}}
 TRAINER = {"max_steps": 11, "val_every": 4, "log_every": 3, "precision": "32-true"}
 OF_TIME = {"seconds", "setup", "tokens_per_s", "peak_mem_mb", "mfu", "matrix_flops_per_s"}
-CURVES_OF_TIME = ("train/tokens_per_s", "train/data_wait_ms", "train/mfu")
 
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("plugin") / "drawing.py"
     path.write_text(PLUGIN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GATES, "_classes", dict(GATES._classes))
-        patch.setattr(plugins, "_sha256", {})
+    with scratch_registries():
         yield path
 
 
@@ -83,12 +79,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """All that must be the same however often the trial stopped; fails where a step is logged twice."""
     result = {key: value for key, value in read(folder, "result.json").items() if key not in OF_TIME}
     result["metrics"] = {tag: value for tag, value in result["metrics"].items() if tag not in CURVES_OF_TIME}
-    curves: dict[str, dict[int, float]] = {}
-    with (folder / "metrics.csv").open() as file:
-        for row in csv.DictReader(file):
-            steps = curves.setdefault(row["metric"], {})
-            assert int(row["step"]) not in steps, row
-            steps[int(row["step"])] = float(row["value"])
+    curves = metrics(folder)
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0}).Reload()
     assert set(events.Tags()["scalars"]) == set(curves)
     for tag, steps in curves.items():

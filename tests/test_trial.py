@@ -25,13 +25,14 @@ from gla_ablate.config import read_config, resolve, write_config
 from gla_ablate.data.module import DataModule
 from gla_ablate.data.mqar import Examples
 from gla_ablate.errors import ConfigError
-from gla_ablate.model import GATES, count_parameters, flops_per_token, plugins, state_size
+from gla_ablate.model import GATES, count_parameters, flops_per_token, state_size
 from gla_ablate.module import AblationModule
 
 MQAR = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs": 3, "train_examples": 64}
 MQAR |= {"val_tokens": 160}
 MODEL = {"dim": 32, "layers": 2, "heads": 2, "chunk_size": 16}
 TRAINER = {"max_steps": 7, "val_every": 3, "log_every": 2, "precision": "32-true"}
+CURVES_OF_TIME = ("train/tokens_per_s", "train/data_wait_ms", "train/mfu")  # that no two runs share
 
 
 def folder_for(path: Path, **parts) -> Path:
@@ -59,14 +60,22 @@ def read(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text())
 
 
+def logged(folder: Path) -> dict[tuple[str, int], float]:
+    """(metric, step) → value, in the order of the log; fails when a metric has a step twice."""
+    found: dict[tuple[str, int], float] = {}
+    with (folder / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            key = row["metric"], int(row["step"])
+            assert key not in found, row
+            found[key] = float(row["value"])
+    return found
+
+
 def metrics(folder: Path) -> dict[str, dict[int, float]]:
     """Metric → step → value; fails when a metric has a step twice."""
     found: dict[str, dict[int, float]] = {}
-    with (folder / "metrics.csv").open() as file:
-        for row in csv.DictReader(file):
-            curve = found.setdefault(row["metric"], {})
-            assert int(row["step"]) not in curve, row
-            curve[int(row["step"])] = float(row["value"])
+    for (metric, step), value in logged(folder).items():
+        found.setdefault(metric, {})[step] = value
     return found
 
 
@@ -232,10 +241,8 @@ def test_trial_on_recall_ends_with_an_accuracy_for_every_gate(name, tmp_path):
 
 
 @pytest.fixture
-def failing(tmp_path, monkeypatch) -> Path:
+def failing(tmp_path, scratch_registry) -> Path:
     """A plugin whose gate fails in its third call, a training step, as its option says."""
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-    monkeypatch.setattr(plugins, "_sha256", {})
     path = tmp_path / "failing.py"
     path.write_text("""
 import torch

@@ -16,7 +16,6 @@ from gla_ablate.cli import main
 from gla_ablate.errors import ConfigError
 from gla_ablate.launch.on_ray import Share, address, share
 from gla_ablate.launch.state import State
-from gla_ablate.model import GATES, plugins
 from tests.test_cli import PLUGIN as GATES_OF_THE_COMMAND
 from tests.test_cli import TINY, statuses
 from tests.test_kills import PAUSE, parent, paused, training, trials, wait_for, write_grid
@@ -31,9 +30,7 @@ MARK = "GLA_TEST_OF_RAY"  # in the environment of all that a command starts
 
 
 @pytest.fixture
-def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-    monkeypatch.setattr(plugins, "_sha256", {})
+def grid(tmp_path: Path, scratch_registry: None) -> Path:
     return write_grid(tmp_path)
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from gla_ablate.cli import main
 from gla_ablate.launch.state import State
-from gla_ablate.model import GATES, plugins
 from gla_ablate.status import read_json
 from tests.launch import fake_slurm
+from tests.registries import scratch_registries
 from tests.test_cli import PLUGIN as GATES_OF_THE_COMMAND
 from tests.test_cli import TINY, statuses
 from tests.test_kills import PAUSE, alive, parent, paused, training, trials, wait_for, write_grid
@@ -33,9 +33,7 @@ SLURM = ("--launcher", "slurm", "--jobs", "2", "--slurm", "partition=small", "--
 
 
 @pytest.fixture
-def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-    monkeypatch.setattr(plugins, "_sha256", {})
+def grid(tmp_path: Path, scratch_registry: None) -> Iterator[Path]:
     yield write_grid(tmp_path)
     mark = f"GLA_TEST_PAUSE={tmp_path / PAUSE}\0".encode()
     for process in Path("/proc").glob("[0-9]*"):  # what a test that failed has left, stopped perhaps
@@ -66,8 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     process = run(folder, "grid.yaml")
     out, _ = process.communicate(timeout=180)
     assert process.returncode == 0, out
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GATES, "_classes", dict(GATES._classes))
+    with scratch_registries():
         return {home.name: outcome(home) for home in trials(folder / "runs")}
 
 

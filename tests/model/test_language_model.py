@@ -17,11 +17,6 @@ def with_gate(name: str, **options) -> ModelConfig:
     return check_model(replace(TINY, gate={"name": name, **options}))
 
 
-@pytest.fixture
-def scratch_registry(monkeypatch):
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-
-
 @EVERY_GATE
 @pytest.mark.parametrize("length", [0, 1, 37])
 def test_logits_have_a_row_per_token_and_a_column_per_word(name, length):

@@ -87,9 +87,7 @@ def test_rotation_keeps_lengths_and_leaves_the_first_token():
     assert not torch.isclose(y[:, 1:], x[:, 1:]).all()
 
 
-def test_keys_turn_as_the_recurrence_sees_them_also_where_a_gate_replaces_them(monkeypatch):
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-
+def test_keys_turn_as_the_recurrence_sees_them_also_where_a_gate_replaces_them(monkeypatch, scratch_registry):
     @register_gate("ties")
     class Ties(Gate):
         decay_shape = "none"

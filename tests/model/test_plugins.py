@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gla_ablate.errors import ConfigError
-from gla_ablate.model import GATES, load_plugins, plugin_sha256, plugins
+from gla_ablate.model import GATES, load_plugins, plugin_sha256
 
 GATE = """
 from gla_ablate.model import Gate, register_gate
@@ -21,11 +21,7 @@ class {cls}(Gate):
 """
 
 
-@pytest.fixture(autouse=True)
-def registry_of_its_own(monkeypatch):
-    """Gates that a test registers are gone after it."""
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-    monkeypatch.setattr(plugins, "_sha256", {})
+pytestmark = pytest.mark.usefixtures("scratch_registry")
 
 
 def write(path: Path, text: str) -> Path:

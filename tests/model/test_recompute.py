@@ -7,7 +7,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from gla_ablate.config import ModelConfig
 from gla_ablate.model import build_model
-from gla_ablate.model.gates import GATES, Gate, register_gate
+from gla_ablate.model.gates import Gate, register_gate
 from gla_ablate.model.recompute import keep_products, run_block
 from gla_ablate.model.shapes import check_model
 
@@ -62,9 +62,7 @@ def test_norm_weights_on_the_weights_side_give_what_validation_forms():
         torch.testing.assert_close(model(tokens), trained.detach())
 
 
-def test_a_gate_that_draws_draws_the_same_again(monkeypatch):
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-
+def test_a_gate_that_draws_draws_the_same_again(scratch_registry):
     @register_gate("noisy_test_gate")
     class Noisy(Gate):
         decay_shape = "[B,T,H]"
@@ -96,9 +94,7 @@ def test_blocks_that_are_alike_are_compiled_once(mixer, kinds):
     assert counter.frame_count == kinds
 
 
-def test_a_gate_that_holds_a_name_of_its_layer_s_is_compiled_for_each(monkeypatch):
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
-
+def test_a_gate_that_holds_a_name_of_its_layer_s_is_compiled_for_each(monkeypatch, scratch_registry):
     @register_gate("layer_test_gate")
     class OfLayer(Gate):
         decay_shape = "[B,T,H]"

@@ -6,7 +6,7 @@ import pytest
 
 from gla_ablate.config import ModelConfig
 from gla_ablate.errors import ConfigError
-from gla_ablate.model import GATES, Gate, check_model, register_gate
+from gla_ablate.model import Gate, check_model, register_gate
 from gla_ablate.model.kinds import mixers, softmax_heads
 
 
@@ -117,9 +117,8 @@ def test_widths_that_floats_blur_are_whole():
 
 
 @pytest.fixture
-def broken(monkeypatch):
+def broken(scratch_registry):
     """Registers a gate under the name "broken": the class that it is given."""
-    monkeypatch.setattr(GATES, "_classes", dict(GATES._classes))
     return register_gate("broken")
 
 
