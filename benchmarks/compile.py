@@ -44,7 +44,7 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gla_ablate.ops.checks import CHUNK_SIZES
-from gla_ablate.ops.kernels import driver
+from gla_ablate.ops.kernels import driver, valued
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 SHARED, REGISTERS, WARPS = 227 * 1024, 65536, 64  # of a multiprocessor of an H100 or H200
@@ -55,8 +55,11 @@ COLUMNS = ("shape", "gate", "kernel", "BK", "BV", "warps", "stages", "registers"
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+(?:\.[A-Z0-9_]+)?)", re.MULTILINE)
 
 
-def launches(given: list[torch.Tensor], chunk: int, packed: bool = False) -> list[tuple[Any, dict[str, Any]]]:
-    """What a forward and a backward pass on `given` q, k, v[, g] would launch; `packed`: on two sequences a row."""
+def launches(
+    given: list[torch.Tensor], chunk: int, packed: bool = False, values: bool = False
+) -> list[tuple[Any, dict[str, Any]]]:
+    """What a forward and a backward pass on `given` q, k, v[, g] would launch; `packed`: on two sequences a row;
+    `values`: with a gate on them."""
     q, k, v, *gate = given
     g = gate[0] if gate else None
     offsets = None
@@ -66,6 +69,11 @@ def launches(given: list[torch.Tensor], chunk: int, packed: bool = False) -> lis
         g = g if g is None or g.dim() == 1 else g.reshape(1, B * T, *g.shape[2:])
         offsets = torch.tensor([0, T, B * T])
     with tune.recorded(run=False) as seen:
+        if values:
+            gv = torch.zeros_like(v, dtype=torch.float32)
+            valued.forward(q, k, v, g, gv, None, offsets, 1.0, chunk, True)
+            valued.backward(q, k, v, g, gv, None, offsets, torch.empty_like(v), None, 1.0, chunk, True)
+            return [(kernel, arguments) for kernel, _, arguments in seen]
         _, _, saved = driver.forward(q, k, v, g, None, offsets, 1.0, chunk, False, True)
         driver.backward(q, k, v, g, None, offsets, saved, torch.empty_like(v), None, 1.0, chunk)
     return [(kernel, arguments) for kernel, _, arguments in seen]
@@ -129,12 +137,14 @@ def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def variants(given: list[torch.Tensor], chunk: int, vary: list[str], packed: bool = False) -> list[Launch]:
+def variants(
+    given: list[torch.Tensor], chunk: int, vary: list[str], packed: bool = False, values: bool = False
+) -> list[Launch]:
     """What ships, and the kernels to `vary` with every candidate of `tune.py`; none twice."""
-    found = [("ships", *launch) for launch in launches(given, chunk, packed)]
+    found = [("ships", *launch) for launch in launches(given, chunk, packed, values)]
     for name, choice in [(kernel, choice) for kernel in vary for choice in tune.candidates(kernel)]:
         with tune.tuned(name, choice):
-            own = [launch for launch in launches(given, chunk, packed) if launch[0].fn.__name__ == name]
+            own = [launch for launch in launches(given, chunk, packed, values) if launch[0].fn.__name__ == name]
         found += [("", *launch) for launch in own]
     seen: set[Any] = set()
     kept = []
@@ -155,9 +165,16 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=128, choices=CHUNK_SIZES, help="chunk size")
     parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
     parser.add_argument("--packed", action="store_true", help="the same tokens as packed sequences")
+    parser.add_argument("--values", action="store_true", help="with a gate on values")
     parser.add_argument("--candidates", action="store_true", help="compile what tune.py would time, too")
     options = parser.parse_args(given)
-    few = {"survey_kernel", "states_kernel", "segments_kernel", "packing_kernel"}  # not launched by every call
+    few = {
+        "survey_kernel",
+        "states_kernel",
+        "segments_kernel",
+        "packing_kernel",
+        "crossing_kernel",
+    }  # not launched by every call
     names = sorted({name for kind in KINDS for name in tune.kernels_of(kind)} | few)
     for name in options.kernels or []:
         if name not in names:
@@ -170,7 +187,7 @@ def main(given: list[str] | None = None) -> int:
         q, k, v, *gate = inputs(shape, kind, "usual", "cpu")
         given = [*(x.to(getattr(torch, options.dtype)) for x in (q, k, v)), *gate]
         vary = tune.kernels_of(kind) if options.candidates else []
-        for note, kernel, arguments in variants(given, options.chunk, vary, options.packed):
+        for note, kernel, arguments in variants(given, options.chunk, vary, options.packed, options.values):
             if options.kernels and kernel.fn.__name__ not in options.kernels:
                 continue
             title = kernel.fn.__name__ + (" (reversed)" if arguments.get("REVERSE") else "")

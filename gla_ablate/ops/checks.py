@@ -25,8 +25,8 @@ def check_tensor(name: str, x: object, q: Tensor) -> None:
         raise ValueError(f"{name}: got a tensor on {x.device}, takes one on q's device, {q.device}")
 
 
-def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, takes: str) -> None:
-    """That q, k, v have the dimensions that `takes` spells out, and go together, and g with them."""
+def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, takes: str) -> None:
+    """That q, k, v have the dimensions that `takes` spells out, and go together, and g and gv with them."""
     dimensions = takes.count(",") + 1
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_tensor(name, x, q)
@@ -50,6 +50,10 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, takes: str
         if tuple(g.shape) not in kinds:
             takes = ", ".join(str(list(kind)) for kind in kinds)
             raise ValueError(f"g: got shape {shape(g)}, takes one of {takes} (or None) to go with k {shape(k)}")
+    if gv is not None:
+        check_tensor("gv", gv, q)
+        if gv.shape != v.shape:
+            raise ValueError(f"gv: got shape {shape(gv)}, takes that of v, {shape(v)} (or None)")
 
 
 def promoted(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
@@ -63,12 +67,13 @@ def check_arguments(
     k: Tensor,
     v: Tensor,
     g: Tensor | None,
+    gv: Tensor | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
     chunk_size: int | str,
 ) -> None:
     """Shapes, dtypes, devices and the chunk size; reads no value of a tensor. Raises `ValueError`."""
-    check_operands(q, k, v, g, "four dimensions [B, T, H, channels]")
+    check_operands(q, k, v, g, gv, "four dimensions [B, T, H, channels]")
     B, _, H, K = k.shape
     V = v.shape[-1]
     sequences = B
@@ -99,13 +104,12 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> int:
     return cu_seqlens.shape[0] - 1
 
 
-def check_values(q: Tensor, g: Tensor | None, cu_seqlens: Tensor | None) -> None:
+def check_values(q: Tensor, g: Tensor | None, gv: Tensor | None, cu_seqlens: Tensor | None) -> None:
     """What costs a read of the data: gates ≤ 0 and not NaN, `cu_seqlens` rising from 0 to T. Raises `ValueError`."""
-    if g is not None:
-        wrong = ~(g <= 0)
-        if wrong.any():
+    for name, gate in (("g", g), ("gv", gv)):
+        if gate is not None and (wrong := ~(gate <= 0)).any():
             where = tuple(wrong.nonzero()[0].tolist())
-            raise ValueError(f"g: got {g[where].item()} at index {list(where)}, takes log decays ≤ 0")
+            raise ValueError(f"{name}: got {gate[where].item()} at index {list(where)}, takes log decays ≤ 0")
     if cu_seqlens is not None:
         ends = cu_seqlens.tolist()
         if ends[0] != 0 or ends[-1] != q.shape[1] or any(a > b for a, b in pairwise(ends)):

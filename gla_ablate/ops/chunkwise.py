@@ -65,13 +65,39 @@ def head_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
     return (q @ k.mT).tril() * steps.cumsum(-2).exp()
 
 
+def channel_mix(scores: Tensor, v: Tensor, gv: Tensor) -> Tensor:
+    """Σ_j scores_ij v_j exp(gv_{j+1} + … + gv_i) inside chunks, `[..., C, V]`, for gates on value channels: what
+    `channel_scores` is for keys, with the same anchors. scores `[..., C, C]`; v, gv `[..., C, V]`, broadcast."""
+    C = scores.shape[-1]
+    block, bound = BLOCK[gv.dtype]
+    step = gv.clamp(min=bound).unflatten(-2, (C // block, 2, block // 2))
+    d = torch.stack((-suffix(step[..., 0, :, :]), prefix(step[..., 1, :, :])), -3).flatten(-3, -2)
+    inner = squares(scores, block).tril(-1) @ (v.unflatten(-2, (C // block, block)) * (-d).exp()) * d.exp()
+    o = inner.flatten(-3, -2) + scores.diagonal(dim1=-2, dim2=-1)[..., None] * v
+    w = block
+    while w < C:
+        vs, gs = (x.unflatten(-2, (C // (2 * w), 2, w)) for x in (v, gv))
+        earlier = vs[..., 0, :, :] * suffix(gs[..., 0, :, :]).exp()
+        later = squares(scores, 2 * w)[..., w:, :w] @ earlier * prefix(gs[..., 1, :, :]).exp()
+        o = o + torch.stack((torch.zeros_like(later), later), -3).flatten(-4, -2)
+        w *= 2
+    return o
+
+
+def squares(x: Tensor, w: int) -> Tensor:
+    """The blocks on the diagonal of `[..., C, C]`, `[..., C / w, w, w]`."""
+    n = x.shape[-1] // w
+    return x.unflatten(-1, (n, w)).unflatten(-3, (n, w)).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
 def chunkwise(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor, chunk: int
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, initial_state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """`o [B, T, G·H, V]` and the final state `[B, H, K, V]`; q `[B, T, G·H, K]` already scaled, k `[B, T, H, K]`,
     v `[B, T, H, V]`, all tensors fp32 or all fp64.
 
-    `g`: None, `[H]`, `[B, T, H]` or `[B, T, H, K]`; a gate without channels is never widened to K.
+    `g`: None, `[H]`, `[B, T, H]` or `[B, T, H, K]`; a gate without channels is never widened to K. `gv`: None or
+    `[B, T, H, V]`.
     """
     T, H = k.shape[1:3]
     if T == 0:
@@ -99,10 +125,15 @@ def chunkwise(
         into, out, whole = prefix(column).exp(), suffix(column).exp(), gc.sum(-1, keepdim=True).exp()
     else:
         scores = (qc @ kc.mT).tril()
-    added = (kc if out is None else kc * out).mT @ vc  # what each chunk writes, [B, H, 1, N, K, V]
+    sc = None if gv is None else split(gv).contiguous()
+    kept = None if sc is None else sc.sum(-2).exp()
+    # what each chunk writes, [B, H, 1, N, K, V]
+    added = (kc if out is None else kc * out).mT @ (vc if sc is None else vc * suffix(sc).exp())
     states, state = [], initial_state
     for i in range(n):
         states.append(state)
-        state = (state if whole is None else whole[:, :, 0, i, :, None] * state) + added[:, :, 0, i]
-    o = scores @ vc + (qc if into is None else qc * into) @ torch.stack(states, 2)[:, :, None]
+        state = state if whole is None else whole[:, :, 0, i, :, None] * state
+        state = (state if kept is None else kept[:, :, 0, i, None, :] * state) + added[:, :, 0, i]
+    o = (qc if into is None else qc * into) @ torch.stack(states, 2)[:, :, None]
+    o = scores @ vc + o if sc is None else channel_mix(scores, vc, sc) + prefix(sc).exp() * o
     return o.movedim((1, 2), (3, 4)).flatten(3, 4).flatten(1, 2)[:, :T], state

@@ -1,7 +1,8 @@
 """The Triton kernels as operators of PyTorch, which `torch.compile` and `opcheck` know, and a short way past them.
 
 `gla_ablate::forward` → o, the final state and what is kept for the backward; `gla_ablate::backward` → the gradients;
-tensors that a call doesn't ask for are empty. A second derivative raises. Where nothing traces the call, `attend` goes
+`gla_ablate::valued_forward` and `…_backward` the same with a gate on values, which keeps nothing but its inputs.
+Tensors that a call doesn't ask for are empty. A second derivative raises. Where nothing traces the call, `attend` goes
 without the operators: they take a third of the host's time, which at small sizes is what a layer costs.
 """
 
@@ -15,11 +16,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from gla_ablate.ops.kernels import driver
+from gla_ablate.ops.kernels import driver, valued
 from gla_ablate.ops.kernels.call import Call
 
 Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def forward_kernels(
@@ -120,18 +122,19 @@ def gradients(
     ctx: Any, do: Tensor | None, d_state: Tensor | None, *_: Tensor | None, kernels: Callable[..., Given] | None = None
 ) -> tuple[Tensor | None, ...]:
     q, k, v, g, initial_state, cu_seqlens, *kept = ctx.saved_tensors
-    if do is None:
-        do = v.new_zeros(*q.shape[:3], v.shape[3])
-    if d_state is not None and d_state.numel() == 0:
-        d_state = None
-    d_state = None if d_state is None else d_state.resolve_neg().contiguous()
+    do, d_state = incoming(q, v, do, d_state)
     learned = ctx.needs_input_grad[3]
     dq, dk, dv, dg, d_start = (kernels or backward)(
-        q, k, v, g, initial_state, cu_seqlens, *kept, do.resolve_neg().contiguous(), d_state, ctx.scale, ctx.chunk,
-        learned,
-    )  # fmt: skip
+        q, k, v, g, initial_state, cu_seqlens, *kept, do, d_state, ctx.scale, ctx.chunk, learned
+    )
     dg, d_start = None if g is None or not learned else dg, None if initial_state is None else d_start
     return dq, dk, dv, dg, d_start, None, None, None, None, None
+
+
+def incoming(q: Tensor, v: Tensor, do: Tensor | None, d_state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The gradients of o and of the final state, as the kernels take them."""
+    do = v.new_zeros(*q.shape[:3], v.shape[3]) if do is None else do.resolve_neg().contiguous()
+    return do, None if d_state is None or d_state.numel() == 0 else d_state.resolve_neg().contiguous()
 
 
 def no_second_derivative(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -149,7 +152,63 @@ def register(name: str, kernels: Callable[..., Any], shapes: Callable[..., Any])
     return getattr(torch.ops.gla_ablate, name).default
 
 
+def valued_forward_kernels(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor, initial_state: Tensor | None,
+    cu_seqlens: Tensor | None, scale: float, chunk: int, keep_state: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    o, state = valued.forward(q, k, v, g, gv, initial_state, cu_seqlens, scale, chunk, keep_state)
+    return o, nothing(q) if state is None else state
+
+
+def valued_forward_shapes(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor, initial_state: Tensor | None,
+    cu_seqlens: Tensor | None, scale: float, chunk: int, keep_state: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    state = Call(q, k, v, g, cu_seqlens, scale, chunk).new_end(v.shape[2]) if keep_state else nothing(q)
+    return v.new_empty(*q.shape[:3], v.shape[3]), state
+
+
+def valued_backward_kernels(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor, initial_state: Tensor | None,
+    cu_seqlens: Tensor | None, do: Tensor, d_state: Tensor | None, scale: float, chunk: int, learned: bool,
+) -> Gradients:  # fmt: skip
+    found = valued.backward(q, k, v, g, gv, initial_state, cu_seqlens, do, d_state, scale, chunk, learned)
+    # an operator's schema has a fixed number of tensors, which mypy can't count here
+    return tuple(nothing(q) if x is None else x for x in found)  # type: ignore[return-value]
+
+
+def valued_backward_shapes(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor, initial_state: Tensor | None,
+    cu_seqlens: Tensor | None, do: Tensor, d_state: Tensor | None, scale: float, chunk: int, learned: bool,
+) -> Gradients:  # fmt: skip
+    dg = torch.empty_like(g) if g is not None and (learned or g.dim() == 4) else nothing(q)
+    d_start = nothing(q) if initial_state is None else torch.empty_like(initial_state)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dg, torch.empty_like(gv), d_start
+
+
+def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale, ctx.chunk, _ = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def valued_gradients(ctx: Any, do: Tensor | None, d_state: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, g, gv, initial_state, cu_seqlens = ctx.saved_tensors
+    do, d_state = incoming(q, v, do, d_state)
+    learned = ctx.needs_input_grad[3]
+    dq, dk, dv, dg, dgv, d_start = valued_backward(
+        q, k, v, g, gv, initial_state, cu_seqlens, do, d_state, ctx.scale, ctx.chunk, learned
+    )
+    dg, d_start = None if g is None or not learned else dg, None if initial_state is None else d_start
+    return dq, dk, dv, dg, dgv, d_start, None, None, None, None
+
+
 forward = register("forward", forward_kernels, forward_shapes)
 backward = register("backward", backward_kernels, backward_shapes)
 torch.library.register_autograd("gla_ablate::forward", gradients, setup_context=save)
 torch.library.register_autograd("gla_ablate::backward", no_second_derivative)
+
+valued_forward = register("valued_forward", valued_forward_kernels, valued_forward_shapes)
+valued_backward = register("valued_backward", valued_backward_kernels, valued_backward_shapes)
+torch.library.register_autograd("gla_ablate::valued_forward", valued_gradients, setup_context=save_inputs)
+torch.library.register_autograd("gla_ablate::valued_backward", no_second_derivative)

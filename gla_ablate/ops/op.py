@@ -49,6 +49,7 @@ def gated_linear_attention(
     v: Tensor,
     g: Tensor | None = None,
     *,
+    gv: Tensor | None = None,
     scale: float | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
@@ -58,7 +59,8 @@ def gated_linear_attention(
     check_inputs: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    r"""Gated linear attention: `S_t = diag(exp(g_t)) S_{t-1} + k_tᵀ v_t`, `o_t = scale · q_t S_t`.
+    r"""Gated linear attention: `S_t = diag(exp(g_t)) S_{t-1} + k_tᵀ v_t`, `o_t = scale · q_t S_t`; with a gate on
+    values `S_t = (exp(g_t)ᵀ exp(gv_t)) ∘ S_{t-1} + k_tᵀ v_t`.
 
     Args:
         q: `[B, T, G·H, K]`, k: `[B, T, H, K]`, v: `[B, T, H, V]`; K and V from 1 to 512, any T ≥ 0. Each head of k, v,
@@ -69,6 +71,8 @@ def gated_linear_attention(
         g: log forget gate ≤ 0, computed with in fp32 (fp64 for fp64 inputs): None, `[H]` (one fixed decay a head),
             `[B, T, H]` (a head and token) or `[B, T, H, K]` (a channel). −inf is allowed. A gate above 0 or NaN is the
             caller's error, found with `check_inputs`.
+        gv: log forget gate ≤ 0 on the channels of v, `[B, T, H, V]`, like g in all else, or None. With it the Triton
+            kernels take chunks of 64 at most (32 for fp32 and fp16) and form all but the inputs anew for the backward.
         scale: of q; `K ** -0.5` unless given.
         initial_state: `[N, H, K, V]` fp32 (fp64 for fp64 inputs), N = B, or the number of packed sequences.
         output_final_state: return the state after the last token, in the same shape and dtype.
@@ -92,9 +96,9 @@ def gated_linear_attention(
 
     Source: Gated Linear Attention Transformers with Hardware-Efficient Training (arXiv 2312.06635), section 4.
     """
-    check_arguments(q, k, v, g, initial_state, cu_seqlens, chunk_size)
+    check_arguments(q, k, v, g, gv, initial_state, cu_seqlens, chunk_size)
     if check_inputs:
-        check_values(q, g, cu_seqlens)
+        check_values(q, g, gv, cu_seqlens)
     device = q.device.type
     dtype = promoted(q, k, v)
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
@@ -103,32 +107,37 @@ def gated_linear_attention(
     kind = resolve_backend(backend, q.device, dtype)
     chunk = auto_chunk(kind, q.shape[-1]) if isinstance(chunk_size, str) else chunk_size
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    g = None if g is None else g.to(wide)
+    g, gv = (None if x is None else x.to(wide) for x in (g, gv))
     start = None if initial_state is None else initial_state.to(wide)
     if kind == "torch":
         with torch.autocast(device, enabled=False):
-            o, end = packed_chunkwise(q.to(wide) * scale, k.to(wide), v.to(wide), g, start, cu_seqlens, chunk)
+            o, end = packed_chunkwise(q.to(wide) * scale, k.to(wide), v.to(wide), g, gv, start, cu_seqlens, chunk)
         return o.to(dtype), end if output_final_state else None
     from gla_ablate.ops import library  # Triton takes a while to import, and some machines have none
 
     q, k, v = (x.to(dtype).resolve_neg().contiguous() for x in (q, k, v))
-    g, start = (None if x is None else x.resolve_neg().contiguous() for x in (g, start))
+    g, gv, start = (None if x is None else x.resolve_neg().contiguous() for x in (g, gv, start))
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+    if gv is not None:
+        o, end = library.valued_forward(q, k, v, g, gv, start, cu_seqlens, scale, chunk, output_final_state)
+        return o, end if output_final_state else None
     o, end = library.attend(q, k, v, g, start, cu_seqlens, scale, chunk, output_final_state, recompute)
     return o, end if output_final_state else None
 
 
 def packed_chunkwise(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, start: Tensor | None, cu_seqlens: Tensor | None, chunk: int
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, start: Tensor | None,
+    cu_seqlens: Tensor | None, chunk: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`chunkwise`, sequence by sequence where they are packed."""
     H, K, V = *k.shape[2:], v.shape[-1]
     if cu_seqlens is None:
-        return chunkwise(q, k, v, g, q.new_zeros(q.shape[0], H, K, V) if start is None else start, chunk)
+        return chunkwise(q, k, v, g, gv, q.new_zeros(q.shape[0], H, K, V) if start is None else start, chunk)
     ends = cu_seqlens.tolist()
     start = q.new_zeros(len(ends) - 1, H, K, V) if start is None else start
     parts = []
     for i, (a, b) in enumerate(pairwise(ends)):
         gate = g if g is None or g.dim() == 1 else g[:, a:b]
-        parts.append(chunkwise(q[:, a:b], k[:, a:b], v[:, a:b], gate, start[i : i + 1], chunk))
+        side = None if gv is None else gv[:, a:b]
+        parts.append(chunkwise(q[:, a:b], k[:, a:b], v[:, a:b], gate, side, start[i : i + 1], chunk))
     return torch.cat([o for o, _ in parts], 1), torch.cat([s for _, s in parts])

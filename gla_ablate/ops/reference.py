@@ -3,7 +3,11 @@ r"""The four forms of gated linear attention, in plain PyTorch, each short enoug
     S_t = diag(exp(g_t)) S_{t-1} + k_tᵀ v_t,    o_t = scale · q_t S_t
 
 Shapes: q, k `[B, T, H, K]`, v `[B, T, H, V]`, g None, `[H]`, `[B, T, H]` or `[B, T, H, K]` (log forget gates ≤ 0),
-initial state `[B, H, K, V]`. Every form returns `(o [B, T, H, V], final state [B, H, K, V])` in the dtype of its inputs
+initial state `[B, H, K, V]`; in the first two also gv `[B, T, H, V]`, the gate on values of the general form,
+
+    S_t = (exp(g_t)ᵀ exp(gv_t)) ∘ S_{t-1} + k_tᵀ v_t.
+
+Every form returns `(o [B, T, H, V], final state [B, H, K, V])` in the dtype of its inputs
 and is differentiable; in fp64 they agree to rounding. They are for reading and for tests: `recurrent` is the
 definition, `chunkwise` in `gla_ablate.ops.chunkwise` is the one to train with where there is no GPU.
 
@@ -35,35 +39,46 @@ def zero_state(k: Tensor, v: Tensor, initial_state: Tensor | None) -> Tensor:
 
 
 def recurrent(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, scale: float, initial_state: Tensor | None = None
-) -> Output:
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, gv: Tensor | None = None, scale: float,
+    initial_state: Tensor | None = None,
+) -> Output:  # fmt: skip
     """The definition, one token at a time (section 4.1, equation 3)."""
-    decay = per_channel(g, k).exp()
+    decay, value_decay = per_channel(g, k).exp(), (torch.zeros_like(v) if gv is None else gv).exp()
     state, outputs = zero_state(k, v, initial_state), []
     for t in range(q.shape[1]):
-        state = decay[:, t, :, :, None] * state + k[:, t, :, :, None] * v[:, t, :, None, :]
+        state = (
+            decay[:, t, :, :, None] * value_decay[:, t, :, None, :] * state + k[:, t, :, :, None] * v[:, t, :, None, :]
+        )
         outputs.append(torch.einsum("bhk,bhkv->bhv", scale * q[:, t], state))
     return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v), state
 
 
 def parallel(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, scale: float, initial_state: Tensor | None = None
-) -> Output:
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, gv: Tensor | None = None, scale: float,
+    initial_state: Tensor | None = None,
+) -> Output:  # fmt: skip
     """All pairs at once (section 4.2, equation 4): P_ij = Σ_c q_ic k_jc exp(b_ic − b_jc) for j ≤ i, b = Σ g to a row.
 
     The paper's (Q ⊙ B)(K / B)ᵀ divides by a vanishing B; here each pair's exponent is formed first, in log space.
-    Takes B·H·T²·K numbers.
+    Takes B·H·T²·K numbers, and as many of V if there is a gate on values, which decays along the other axis of the
+    state: exp(b_ic − b_jc) exp(c_iv − c_jv), c = Σ gv.
     """
     b = per_channel(g, k).cumsum(1)
     causal = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).tril()[None, :, :, None, None]
     exponent = (b[:, :, None] - b[:, None]).masked_fill(~causal, -torch.inf)  # [B, T, T, H, K]
     scores = torch.einsum("bihc,bjhc,bijhc->bhij", scale * q, k, exponent.exp())
     start = zero_state(k, v, initial_state)
-    o = torch.einsum("bhij,bjhv->bihv", scores, v) + torch.einsum("bihk,bhkv->bihv", scale * q * b.exp(), start)
+    c = (torch.zeros_like(v) if gv is None else gv).cumsum(1)
+    if gv is None:
+        o = torch.einsum("bhij,bjhv->bihv", scores, v)
+    else:
+        exponent = (c[:, :, None] - c[:, None]).masked_fill(~causal, -torch.inf)  # [B, T, T, H, V]
+        o = torch.einsum("bhij,bjhv,bijhv->bihv", scores, v, exponent.exp())
+    o = o + c.exp() * torch.einsum("bihk,bhkv->bihv", scale * q * b.exp(), start)
     if q.shape[1] == 0:
         return o, start
-    to_end = (b[:, -1:] - b).exp()
-    return o, b[:, -1].exp()[..., None] * start + torch.einsum("bthk,bthv->bhkv", k * to_end, v)
+    written = torch.einsum("bthk,bthv->bhkv", k * (b[:, -1:] - b).exp(), v * (c[:, -1:] - c).exp())
+    return o, b[:, -1].exp()[..., None] * c[:, -1].exp()[:, :, None] * start + written
 
 
 def chunkwise(

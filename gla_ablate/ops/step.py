@@ -16,10 +16,12 @@ def gated_linear_attention_step(
     g: Tensor | None = None,
     state: Tensor | None = None,
     *,
+    gv: Tensor | None = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    r"""One token: `S ← diag(exp(g)) S + kᵀ v` in place, `o = scale · q S`. Not differentiable.
+    r"""One token: `S ← diag(exp(g)) S + kᵀ v` in place, `o = scale · q S`; with a gate on values
+    `S ← (exp(g)ᵀ exp(gv)) ∘ S + kᵀ v`. Not differentiable.
 
     Args:
         q: `[B, G·H, K]`, k: `[B, H, K]`, v: `[B, H, V]`; K and V from 1 to 512, any strides. Each head of k, v, g and
@@ -29,6 +31,7 @@ def gated_linear_attention_step(
             and token) or `[B, H, K]` (a channel). −inf is allowed. A gate above 0 or NaN is the caller's error.
         state: S `[B, H, K, V]`, contiguous, fp32 (fp64 for fp64 inputs); overwritten. It has to be given: zeros at the
             start of a sequence, or the final state that `gated_linear_attention` gives for a prompt.
+        gv: log forget gate ≤ 0 on the channels of v, `[B, H, V]`, or None.
         scale: of q; `K ** -0.5` unless given.
         backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), "auto".
 
@@ -47,19 +50,19 @@ def gated_linear_attention_step(
     """
     if state is None:
         raise ValueError("state: got None, takes a tensor [B, H, K, V] (zeros at the start of a sequence)")
-    dtype = check_arguments(q, k, v, g, state)
+    dtype = check_arguments(q, k, v, g, gv, state)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     if resolve_backend(backend, q.device, dtype) == "torch":
-        return plain(q, k, v, g, state, scale, dtype)
-    return torch.ops.gla_ablate.step(q, k, v, g, state, scale)
+        return plain(q, k, v, g, gv, state, scale, dtype)
+    return torch.ops.gla_ablate.step(q, k, v, g, gv, state, scale)
 
 
-def check_arguments(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor) -> torch.dtype:
+def check_arguments(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, state: Tensor) -> torch.dtype:
     """Shapes, dtypes, devices, the state's layout, no gradients; returns the dtype of o. Raises `ValueError`.
 
     Runs for every layer and token: it reads no value of a tensor and builds a message only for a refusal.
     """
-    check_operands(q, k, v, g, "three dimensions [B, H, channels]")
+    check_operands(q, k, v, g, gv, "three dimensions [B, H, channels]")
     B, H, K = k.shape
     V = v.shape[2]
     dtype = promoted(q, k, v)
@@ -75,7 +78,7 @@ def check_arguments(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Te
     if state.requires_grad:
         raise ValueError("state: got a tensor that requires grad, takes one that doesn't: state.detach()")
     if torch.is_grad_enabled():
-        for name, given in (("q", q), ("k", k), ("v", v), ("g", g)):
+        for name, given in (("q", q), ("k", k), ("v", v), ("g", g), ("gv", gv)):
             if given is not None and given.requires_grad:
                 raise ValueError(
                     f"{name}: got a tensor that requires grad, takes one that doesn't: a step has no gradient, so call "
@@ -84,12 +87,17 @@ def check_arguments(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Te
     return dtype
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+def plain(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, state: Tensor, scale: float,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     """The `"torch"` backend: the same in plain PyTorch, in the state's dtype."""
     q, k, v = (x.to(state.dtype) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         if g is not None:
             state *= g.to(state.dtype).exp()[(..., None) if g.dim() == 3 else (..., None, None)]
+        if gv is not None:
+            state *= gv.to(state.dtype).exp()[..., None, :]
         state += k[..., :, None] * v[..., None, :]
         heads = q.unflatten(1, (k.shape[1], -1)) if q.shape != k.shape else q[..., None, :]  # [B, H, G, K]
         return (scale * heads @ state).flatten(1, 2).to(dtype)
@@ -99,15 +107,15 @@ def plain(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scal
 # some 20 µs of Python to every call, one a layer and token; what it does for autograd isn't needed here.
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float) -> Tensor:
+def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, state: Tensor, scale: float) -> Tensor:
     from gla_ablate.ops.kernels import step as kernels  # Triton takes a while to import, and some machines have none
 
-    o = kernels.step(q, k, v, g, state, scale, promoted(q, k, v))
+    o = kernels.step(q, k, v, g, gv, state, scale, promoted(q, k, v))
     torch.autograd.graph.increment_version(state)  # a backward that kept this state must see that it has changed
     return o
 
 
-def fake(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float) -> Tensor:
+def fake(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, state: Tensor, scale: float) -> Tensor:
     return v.new_empty((*q.shape[:2], v.shape[2]), dtype=promoted(q, k, v))
 
 

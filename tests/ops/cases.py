@@ -6,7 +6,7 @@ Inputs are multiples of 1/64 under 4: exact in bf16, fp16 and fp32 alike, so tha
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class Case:
     lengths: tuple[int, ...] = ()  # of packed sequences
     recompute: bool = False
     bare: bool = False  # no initial state, and the final one isn't asked for, as in training
+    values: str = ""  # the strength of a gate on the channels of v; "": there is none
 
     @property
     def id(self) -> str:
@@ -47,6 +48,7 @@ class Case:
             "packed" if self.lengths else "",
             "recompute" if self.recompute else "",
             "bare" if self.bare else "",
+            f"values-{self.values}" if self.values else "",
         )
         return "-".join(filter(None, (self.kind, self.strength, size, *marks)))
 
@@ -89,6 +91,8 @@ def inputs(case: Case) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
     q, k, v = quantised(B, T, heads, K, seed=seed), quantised(B, T, H, K, seed=seed), quantised(B, T, H, V, seed=seed)
     start, g = quantised(n, H, K, V, seed=seed), gate(case, seed)
     given = {"q": q, "k": k, "v": v, "initial_state": None if case.bare else start, "g": g}
+    if case.values:
+        given["gv"] = gate(replace(case, kind="channel", strength=case.values, K=V), seed)
     incoming = {"o": quantised(B, T, heads, V, seed=seed), "state": quantised(n, H, K, V, seed=seed)}
     return {name: None if x is None else x.to(DEVICE) for name, x in given.items()}, {
         name: x.to(DEVICE) for name, x in incoming.items()
@@ -100,7 +104,9 @@ def leaves(case: Case, dtype: torch.dtype) -> dict[str, Tensor | None]:
     wide = torch.float32 if dtype != torch.float64 else dtype
     given, _ = inputs(case)
     return {
-        name: None if x is None else x.to(wide if name in ("g", "initial_state") else dtype).clone().requires_grad_()
+        name: None
+        if x is None
+        else x.to(wide if name in ("g", "gv", "initial_state") else dtype).clone().requires_grad_()
         for name, x in given.items()
     }
 
@@ -126,15 +132,16 @@ def expected(case: Case) -> dict[str, Tensor]:
     given = leaves(case, torch.float64)
     if case.kind == "head":
         given["g"] = given["g"].detach().expand(case.B, case.T, -1).clone().requires_grad_()
-    q, k, v, g, start = (given[name] for name in ("q", "k", "v", "g", "initial_state"))
-    k, v, g = (None if x is None else x.repeat_interleave(case.group, 2) for x in (k, v, g))
+    q, k, v, g, gv, start = (given.get(name) for name in ("q", "k", "v", "g", "gv", "initial_state"))
+    k, v, g, gv = (None if x is None else x.repeat_interleave(case.group, 2) for x in (k, v, g, gv))
     start = None if start is None else start.repeat_interleave(case.group, 1)
     outputs, states, first = [], [], 0
     for i, length in enumerate(case.lengths or (case.T,)):
         rows = slice(first, first + length)
         part = None if g is None else g[:, rows]
         s = start[i : i + 1] if case.lengths and start is not None else start
-        o, s = recurrent(q[:, rows], k[:, rows], v[:, rows], part, scale=case.K**-0.5, initial_state=s)
+        side = None if gv is None else gv[:, rows]
+        o, s = recurrent(q[:, rows], k[:, rows], v[:, rows], part, gv=side, scale=case.K**-0.5, initial_state=s)
         outputs.append(o)
         states.append(s)
         first += length
@@ -148,20 +155,23 @@ def computed(case: Case, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
         cu_seqlens = torch.tensor([0, *case.lengths], device=DEVICE).cumsum(0)
     q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
     o, state = gated_linear_attention(
-        q, k, v, g, initial_state=given["initial_state"], output_final_state=not case.bare, cu_seqlens=cu_seqlens,
-        chunk_size=case.chunk, backend=backend, recompute=case.recompute,
+        q, k, v, g, gv=given.get("gv"), initial_state=given["initial_state"], output_final_state=not case.bare,
+        cu_seqlens=cu_seqlens, chunk_size=case.chunk, backend=backend, recompute=case.recompute,
     )  # fmt: skip
     return collect(case, o, state, given)
 
 
 def errors(case: Case, got: dict[str, Tensor]) -> dict[str, float]:
-    """Relative errors. dg vanishes under strong gates, so it is measured against at least 1e-3 · ‖q ∘ dq‖; a fixed
+    """Relative errors. dg vanishes under strong gates, so it is measured against at least 1e-3 · ‖q ∘ dq‖, and dgv
+    against as much of ‖v ∘ dv‖; a fixed
     gate's, in which tokens cancel, against the sum of their sizes. The floor of 1e-30 is for gradients that decayed out
     of fp32's range."""
     want = expected(case)
     found = {}
     for name, x in got.items():
         size, right = want[name].norm().item(), want[name]
+        if name == "dgv":
+            size = max(size, 1e-3 * (inputs(case)[0]["v"] * want["dv"]).norm().item())
         if name == "dg":
             size = max(size, 1e-3 * (inputs(case)[0]["q"] * want["dq"]).norm().item())
             if case.kind == "head":

@@ -134,6 +134,7 @@ class Call:
     scale: float
     chunk_size: int
     others: tuple[Tensor | None, ...] = ()  # more tensors from outside: initial state, incoming gradients
+    valued: bool = False  # whether it is of a call with a gate on values, whose scores are fp32
 
     @cached_property
     def chunk(self) -> int:
@@ -198,7 +199,7 @@ class Call:
             return None
         packed = None if self.cu_seqlens is None else self.cu_seqlens.dtype
         size = (*self.q.shape[2:], *self.v.shape[2:], self.chunk, self.span)
-        return self.q.device, self.q.dtype, self.kind, packed, self.whole, *size
+        return self.q.device, self.q.dtype, self.kind, packed, self.whole, self.valued, *size
 
     def count(self, size: int) -> int:
         """How many pieces of `size` tokens there are; for packed sequences the most there can be."""

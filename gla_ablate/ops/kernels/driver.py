@@ -45,10 +45,10 @@ class Saved(NamedTuple):
     sums: Tensor | None
 
 
-def room(call: Call) -> Saved:
-    """Memory for all of `Saved` but the states."""
+def room(call: Call, exact: bool = False) -> Saved:
+    """Memory for all of `Saved` but the states. exact: scores in fp32."""
     _, _, H, K, _ = call.shape
-    scores = call.new(call.tiles, call.heads, call.bt, call.bt)
+    scores = call.new(call.tiles, call.heads, call.bt, call.bt, dtype=torch.float32 if exact else None)
     if call.kind != CHANNEL:
         return Saved(scores, None, call.q, call.k, None, None, None, None)
     qg, kg = call.new(call.tiles, call.heads, call.bt, K), call.new(call.tiles, H, call.bt, K)
@@ -58,9 +58,9 @@ def room(call: Call) -> Saved:
     return Saved(scores, None, qg, kg, decay, halves, steep, call.new(call.matrices, call.bt, call.bt))
 
 
-def prepare(call: Call) -> Saved:
-    """All of `Saved` but the states."""
-    saved = room(call)
+def prepare(call: Call, exact: bool = False) -> Saved:
+    """All of `Saved` but the states. exact: scores in fp32."""
+    saved = room(call, exact)
     if call.kind != CHANNEL:
         call.run(scores_kernel, call.tiles, scores=saved.scores)
         return saved
@@ -159,7 +159,10 @@ def states_pass(call: Call, count: int, b: Tensor, x: Tensor, decay: Tensor | No
     block = call.tuning(states_kernel)
     programs = count * pieces(call.shape[3], block.bk) * pieces(call.shape[4], block.bv)
     full = own["ENDS"] and not own["REVERSE"]  # a segment with another behind it has no tile that isn't
-    call.run(states_kernel, programs, **operands(call, states_kernel, {"b": b}, {"x": x}, {}, full), decay=decay, **own)
+    call.run(
+        states_kernel, programs, **operands(call, states_kernel, {"b": b}, {"x": x}, {}, full), decay=decay,
+        value_decay=None, end=None, VALUED=False, STORE_END=False, **own,
+    )  # fmt: skip
 
 
 def shared_out(x: Tensor | None, group: int) -> Tensor | None:
@@ -252,19 +255,23 @@ def products(call: Call, saved: Saved, do: Tensor, d_states: Tensor | None, lear
     return Inner(x, y, flow, da)
 
 
-def gradients(call: Call, saved: Saved, inner: Inner, learned: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """dq, dk, and dg if the gate is learned."""
+def gradients(
+    call: Call, saved: Saved, inner: Inner, learned: bool, every: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dq, dk, and dg if the gate is learned. Not every: dq is right, the others are not."""
     B, T, _, K, _ = call.shape
     heads = call.heads
-    own, out = {"q": call.q, "k": call.k}, {"dq": torch.empty_like(call.q), "dk": torch.empty_like(call.q)}
+    own, out = {"q": call.q, "k": call.k}, {"dq": torch.empty_like(call.q)}
+    out["dk"] = torch.empty_like(call.q) if every else out["dq"]
     kept: dict[str, Any] = {"da": inner.da, "flow": inner.flow}
     dg: Tensor | None = None
     kernels: tuple[Any, ...] = (gradient_kernel,)
     if call.g is not None and call.kind == CHANNEL:
-        dg, kernels = call.new(B, T, heads, K, dtype=torch.float32), (channel_gradient_kernel, steep_gradient_kernel)
+        dg = call.new(B, T, heads, K, dtype=torch.float32) if every else out["dq"]
+        kernels = channel_gradient_kernel, steep_gradient_kernel
         own |= {"g": call.g}
         out |= {"dg": dg}
-        kept |= {"halves": saved.halves, "steep": saved.steep, "sums": saved.sums}
+        kept |= {"halves": saved.halves, "steep": saved.steep, "sums": saved.sums, "ALL": every}
     else:
         if learned and call.kind == TOKEN:
             dg = call.new(B, T, heads, dtype=torch.float32)
@@ -283,6 +290,8 @@ def gradients(call: Call, saved: Saved, inner: Inner, learned: bool) -> tuple[Te
         arguments = engine(call, kernel, given)
         arguments |= {f"{name}_rows": None if call.whole else x for name, x in out.items()}
         call.run(kernel, programs(call, kernel, n), **{**out, **arguments}, OUT=out_too and arguments["DESC"], **kept)
+    if not every:
+        return out["dq"], out["dq"], None
     if dg is not None:
         dg = gathered(dg.sum(0), call.group, 0) if call.kind == HEAD else gathered(dg, call.group)
     return out["dq"], gathered(out["dk"], call.group), dg

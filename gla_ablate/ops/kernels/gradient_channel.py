@@ -27,9 +27,10 @@ def mild_tile(
     q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, own, chunk, row, i_r, left, i_q, scale,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, R: tl.constexpr, BK: tl.constexpr,
     LEVELS: tl.constexpr, STAGES: tl.constexpr, DESC: tl.constexpr, OUT: tl.constexpr, FULL: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ALL: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk, dg of one tile of which `left` rows are left, FULL: all. OUT: they are tensor descriptors."""
+    """dq, dk, dg of one tile of which `left` rows are left, FULL: all. OUT: they are tensor descriptors. ALL: not dq
+    alone."""
     HQ: tl.constexpr = H * GROUP
     i_h = i_q // GROUP
     o_i = tl.arange(0, BT)
@@ -44,7 +45,8 @@ def mild_tile(
         m_k = o_k < K
         early = tl.load(halves + 2 * tile * K + o_k, mask=m_k, other=0.0)[:, None]
         late = tl.load(halves + (2 * tile + 1) * K + o_k, mask=m_k, other=0.0)[:, None]
-        passed = tl.load(flow + own * K + o_k, mask=m_k, other=0.0)[:, None] * early * late
+        if ALL:
+            passed = tl.load(flow + own * K + o_k, mask=m_k, other=0.0)[:, None] * early * late
         b_g = gates(g, row, col_k, H * K, m_t, m_k, DESC, FULL)
         d = centred(parts(b_g, DTYPE), middle, BT // 2)
         b_k = across(k, row, col_k, H * K, m_t, m_k, DESC, FULL).to(tl.float32)
@@ -53,17 +55,18 @@ def mild_tile(
         e = tl.exp2(d)
         b_u *= e
         store(dq, tl.trans((b_u + b_self * b_k) * scale), row, col, HQ * K, m_t, m_k, OUT)
-        b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, FULL).to(tl.float32) * scale
-        b_z = b_q * b_u
-        b_l = product(parts(b_q * e, DTYPE), turned(pairs), zero, PRECISION)
-        f = tl.exp2(d * -1.0)  # formed anew: the compiler would keep what it takes for the same number
-        b_y = beside(y, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * late * f
-        ends = tl.sum(b_k * b_y, axis=1)[:, None]
-        b_l = b_l * f + b_y
-        store(dk, tl.trans(b_l + b_self * b_q), row, col, HQ * K, m_t, m_k, OUT)
-        # over row t: what leaves the tile; what is read from t on, less what was written from t on
-        b_dg = collected(parts(b_z - b_k * b_l, DTYPE), upto) + (ends + passed)
-        store(dg, tl.trans(b_dg), row, col, HQ * K, m_t, m_k, OUT)
+        if ALL:
+            b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, FULL).to(tl.float32) * scale
+            b_z = b_q * b_u
+            b_l = product(parts(b_q * e, DTYPE), turned(pairs), zero, PRECISION)
+            f = tl.exp2(d * -1.0)  # formed anew: the compiler would keep what it takes for the same number
+            b_y = beside(y, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * late * f
+            ends = tl.sum(b_k * b_y, axis=1)[:, None]
+            b_l = b_l * f + b_y
+            store(dk, tl.trans(b_l + b_self * b_q), row, col, HQ * K, m_t, m_k, OUT)
+            # over row t: what leaves the tile; what is read from t on, less what was written from t on
+            b_dg = collected(parts(b_z - b_k * b_l, DTYPE), upto) + (ends + passed)
+            store(dg, tl.trans(b_dg), row, col, HQ * K, m_t, m_k, OUT)
 
 
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
@@ -72,13 +75,13 @@ def channel_gradient_kernel(
     scale, T, NT, NC,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr, BK: tl.constexpr,
     LEVELS: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, OUT: tl.constexpr,
-    WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, ALL: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dg `[B, T, HQ, K]` of tiles not marked steep, with the anchor of `prepare_kernel`, from x, y, flow and da
     of `products_kernel`; dk and dg are to be summed over each group. Grid: tiles · HQ.
 
     DESC: q, k, g, x, y are tensor descriptors; OUT: dq, dk, dg, too, and for tiles in which a sequence ends they are
-    given as dq_rows, dk_rows, dg_rows. WHOLE: none does.
+    given as dq_rows, dk_rows, dg_rows. WHOLE: none does. ALL: without it dq alone, which takes neither q, y nor flow.
     """
     HQ: tl.constexpr = H * GROUP
     pid = tl.program_id(0)
@@ -98,15 +101,15 @@ def channel_gradient_kernel(
     if WHOLE or not OUT:
         mild_tile(
             q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, own, chunk, row, i_r, left, i_q, scale,
-            H, GROUP, K, BT, R, BK, LEVELS, STAGES, DESC, OUT, WHOLE, DTYPE, PRECISION,
+            H, GROUP, K, BT, R, BK, LEVELS, STAGES, DESC, OUT, WHOLE, ALL, DTYPE, PRECISION,
         )  # fmt: skip
     elif left >= BT:
         mild_tile(
             q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, own, chunk, row, i_r, left, i_q, scale,
-            H, GROUP, K, BT, R, BK, LEVELS, STAGES, True, True, True, DTYPE, PRECISION,
+            H, GROUP, K, BT, R, BK, LEVELS, STAGES, True, True, True, ALL, DTYPE, PRECISION,
         )  # fmt: skip
     else:
         mild_tile(
             q, k, g, halves, x, y, da, flow, dq_rows, dk_rows, dg_rows, sums, tile, own, chunk, row, i_r, left, i_q,
-            scale, H, GROUP, K, BT, R, BK, LEVELS, STAGES, True, False, False, DTYPE, PRECISION,
+            scale, H, GROUP, K, BT, R, BK, LEVELS, STAGES, True, False, False, ALL, DTYPE, PRECISION,
         )  # fmt: skip

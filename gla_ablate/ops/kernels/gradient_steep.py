@@ -67,10 +67,10 @@ def half_tile(
     q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length, i_q, scale,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, R: tl.constexpr,
     BK: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, LATE: tl.constexpr,
-    STAGES: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr, ALL: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk, dg of the later or the earlier BS rows; of all if BS is BT."""
+    """dq, dk, dg of the later or the earlier BS rows; of all if BS is BT. ALL: not dq alone."""
     HALVED: tl.constexpr = BS < BT
     HQ: tl.constexpr = H * GROUP
     i_h = i_q // GROUP
@@ -97,10 +97,12 @@ def half_tile(
         m_k = o_k < K
         early = tl.load(halves + 2 * tile * K + o_k, mask=m_k, other=0.0)
         late = tl.load(halves + (2 * tile + 1) * K + o_k, mask=m_k, other=0.0)
-        passed = tl.load(flow + tile_q * K + o_k, mask=m_k, other=0.0) * early * late
+        if ALL:
+            passed = tl.load(flow + tile_q * K + o_k, mask=m_k, other=0.0) * early * late
         # what rows find at the border that they read from, and leave at the one that they write to
         b_x = beside(x, row_x, i_r + own, R, m_k, m_t, DESC, WHOLE).to(tl.float32)
-        b_y = beside(y, row_x, i_r + own, R, m_k, m_t, DESC, WHOLE).to(tl.float32)
+        if ALL:
+            b_y = beside(y, row_x, i_r + own, R, m_k, m_t, DESC, WHOLE).to(tl.float32)
         if HALVED:
             g_parts = parts(gates(g, row_p, col_k, H * K, m_p, m_k, DESC, WHOLE), DTYPE)
             if LATE:
@@ -108,9 +110,10 @@ def half_tile(
                 b_f = across(k, row_p, col_k, H * K, m_p, m_k, DESC, WHOLE).to(tl.float32)
                 b_f *= tl.exp2(summed(g_parts, take[1]))
                 b_x += product(parts(b_f, DTYPE), cross, zero, PRECISION)
-                b_p = beside(y, row_x, i_r + other, R, m_k, m_p, DESC, WHOLE).to(tl.float32)
-                passed += tl.sum(b_f * b_p, axis=1) * late
-            else:
+                if ALL:
+                    b_p = beside(y, row_x, i_r + other, R, m_k, m_p, DESC, WHOLE).to(tl.float32)
+                    passed += tl.sum(b_f * b_p, axis=1) * late
+            elif ALL:
                 b_y *= late[:, None]
                 b_f = across(q, row_p, col, HQ * K, m_p, m_k, DESC, WHOLE).to(tl.float32) * scale
                 b_f *= tl.exp2(summed(g_parts, take[0]))
@@ -120,12 +123,14 @@ def half_tile(
         b_g = gates(g, row, col_k, H * K, m_t, m_k, DESC, WHOLE)
         g_parts = parts(b_g, DTYPE)
         b_x *= tl.exp2(summed(g_parts, take[0]))
-        b_y *= tl.exp2(summed(g_parts, take[1]))
+        if ALL:
+            b_y *= tl.exp2(summed(g_parts, take[1]))
         b_k = across(k, row, col_k, H * K, m_t, m_k, DESC, WHOLE)
-        b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, WHOLE)
+        b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, WHOLE) if ALL else b_k
 
         # over row t: what is read from it on, less what its own half wrote from it on; what leaves from before it
-        b_dg = collected(parts(b_k.to(tl.float32) * b_y, DTYPE), take[1]) + passed[:, None]
+        if ALL:
+            b_dg = collected(parts(b_k.to(tl.float32) * b_y, DTYPE), take[1]) + passed[:, None]
         b_l = zero
         if INNER > 0:
             b_w = met(b_q, b_k, g_parts, outer, take, scale, 0, INNER, BLOCK, DTYPE, PRECISION)
@@ -134,30 +139,32 @@ def half_tile(
                 later = is_later(BLOCK << level, BS)
                 b_x += tl.where(later, b_w[level], 0.0)
                 b_l += tl.where(later, 0.0, b_w[level])
-                if EXACT:
+                if EXACT and ALL:
                     b_p = tl.where(later, b_q * scale, b_k) * b_w[level]
                     b_dg += collected(parts(b_p, DTYPE), take[level + 3])
             if not EXACT:
                 b_z = b_q.to(tl.float32) * scale * b_x - b_k.to(tl.float32) * b_l
         else:
             b_z = b_q.to(tl.float32) * scale * b_x
-        b_dg += collected(parts(b_z, DTYPE), take[0])
-        b_l += b_y
+        if ALL:
+            b_dg += collected(parts(b_z, DTYPE), take[0])
+            b_l += b_y
 
         # pairs inside blocks
         d = centred(clipped(g_parts, BOUND), take[2], BLOCK // 2)
         b_k = b_k.to(tl.float32)
         b_w = product(parts(b_k * tl.exp2(-d), DTYPE), inner, zero, PRECISION) * tl.exp2(d)
         store(dq, tl.trans((b_x + b_w + b_self * b_k) * scale), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
-        b_q = b_q.to(tl.float32) * scale
-        b_z = b_q * b_w
-        b_w = product(parts(b_q * tl.exp2(d), DTYPE), turned(inner), zero, PRECISION) * tl.exp2(-d)
-        store(dk, tl.trans(b_l + b_w + b_self * b_q), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
-        b_z -= b_k * b_w
-        # outward from the centre, like the decay; where a step was cut, the pairs across it were too heavy
-        b_z = collected(parts(tl.where(is_later(BLOCK // 2, BS), b_z, -b_z), DTYPE), take[2])
-        b_dg += b_z * tl.exp2(tl.minimum(b_g - BOUND, 0.0))
-        store(dg, tl.trans(b_dg), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
+        if ALL:
+            b_q = b_q.to(tl.float32) * scale
+            b_z = b_q * b_w
+            b_w = product(parts(b_q * tl.exp2(d), DTYPE), turned(inner), zero, PRECISION) * tl.exp2(-d)
+            store(dk, tl.trans(b_l + b_w + b_self * b_q), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
+            b_z -= b_k * b_w
+            # outward from the centre, like the decay; where a step was cut, the pairs across it were too heavy
+            b_z = collected(parts(tl.where(is_later(BLOCK // 2, BS), b_z, -b_z), DTYPE), take[2])
+            b_dg += b_z * tl.exp2(tl.minimum(b_g - BOUND, 0.0))
+            store(dg, tl.trans(b_dg), row, col, HQ * K, m_t, m_k, DESC and WHOLE)
 
 
 @triton.jit(do_not_specialize=["T", "NT", "NC", "COUNT"])
@@ -166,7 +173,7 @@ def steep_gradient_kernel(
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, SPAN: tl.constexpr,
     STAGES: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, EXACT: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ALL: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dg `[B, T, HQ, K]` of tiles marked steep, from what `channel_gradient_kernel` takes. A program takes half
     of each of SPAN tiles, one after the other. Grid: tiles/SPAN · HQ · BT/BS."""
@@ -189,11 +196,11 @@ def steep_gradient_kernel(
                 half_tile(
                     q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length,
                     i_q, scale, H, GROUP, K, BT, BS, R, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, EXACT,
-                    DTYPE, PRECISION,
+                    ALL, DTYPE, PRECISION,
                 )  # fmt: skip
             else:
                 half_tile(
                     q, k, g, halves, x, y, da, flow, dq, dk, dg, sums, tile, tile_q, chunk, first, i_s, i_r, length,
                     i_q, scale, H, GROUP, K, BT, BS, R, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, EXACT,
-                    DTYPE, PRECISION,
+                    ALL, DTYPE, PRECISION,
                 )  # fmt: skip

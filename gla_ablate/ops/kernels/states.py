@@ -81,16 +81,19 @@ def weighed(b_x, prefix, suffix, scale, GATE: tl.constexpr, REVERSE: tl.constexp
 
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
 def states_kernel(
-    b, x, g, decay, start, borders, passed, states, cu_seqlens, tile_base, chunk_base, segments, scale,
-    T, NT, NC, SEG, NSEG,
+    b, x, g, decay, value_decay, start, borders, passed, states, end, cu_seqlens, tile_base, chunk_base, segments,
+    scale, T, NT, NC, SEG, NSEG,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
-    CUT: tl.constexpr, ENDS: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr,
-    STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    CUT: tl.constexpr, ENDS: tl.constexpr, VALUED: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr,
+    DESC: tl.constexpr, DESC_X: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """S ← decay · S + b̂ᵀ x as in `scan_kernel`. ENDS: `borders` `[rows, HB, K, V]`, what each segment but the last of
     sequences that are cut would end with if it began with zero, and for gates on channels `passed` `[rows, HB, K]`,
     what it lets through, both fp32. Else: `states` as `scan_kernel` gives them. Grid: segments · HB · V/BV · K/BK.
+
+    VALUED: columns of S decay too, by value_decay `[tiles, H, V]`, and x `[tiles, HB, BT, V]` has that decay to its
+    tile's border already. STORE_END: end `[N, HB, K, V]`, where no sequence is cut.
     """
     HB: tl.constexpr = H * GROUP if REVERSE else H
     NK: tl.constexpr = (K + BK - 1) // BK
@@ -123,9 +126,13 @@ def states_kernel(
         i_t = t_base + i_s
         m_t = i_s * BT + o_i < length
         row_x = first + i_s * BT
-        b_x = block(x, row_x, i_b * V + i_v * BV, HB * V, m_t, m_v, DESC_X)
+        row_tile = (i_t.to(tl.int64) * HB + i_b) * BT
+        if VALUED:
+            b_x = block(x, row_tile, i_v * BV, V, m_i, m_v, False)
+        else:
+            b_x = block(x, row_x, i_b * V + i_v * BV, HB * V, m_t, m_v, DESC_X)
         if TILED:
-            row_b, col_b, width_b, m_r = (i_t.to(tl.int64) * HB + i_b) * BT, 0, K, m_i
+            row_b, col_b, width_b, m_r = row_tile, 0, K, m_i
         else:
             row_b, col_b, width_b, m_r = row_x, i_b * K, HB * K, m_t
         prefix, suffix = 0.0, 0.0
@@ -145,7 +152,12 @@ def states_kernel(
             through *= d
         elif GATE != _NONE:
             b_s *= tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        if VALUED:
+            b_s *= tl.load(value_decay + (i_t.to(tl.int64) * H + i_h) * V + o_v, mask=m_v, other=0.0)[:, None]
         b_s = tl.dot(tl.trans(b_z), b_b, b_s, input_precision=PRECISION)
+    if STORE_END:
+        p_e = end + (i_n.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
+        tl.store(p_e, b_s, mask=m_s)
     if ENDS:
         p_e = borders + (row.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
         tl.store(p_e, b_s, mask=m_s)

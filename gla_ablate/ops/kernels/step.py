@@ -18,20 +18,21 @@ _CHANNEL = tl.constexpr(CHANNEL)
 
 # Strides of batch and head are left general, so that a view into a larger tensor needs no kernel of its own; a stride
 # of channels is specialised, since it is 1 nearly always and then costs nothing.
-GENERAL = ["q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "g_b", "g_h"]
+GENERAL = ["q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "g_b", "g_h", "gv_b", "gv_h"]
 
 
 @triton.jit(do_not_specialize=GENERAL)
 def step_kernel(
-    q, k, v, g, state, o, scale, q_b, q_h, q_k, k_b, k_h, k_k, v_b, v_h, v_v, g_b, g_h, g_k,
+    q, k, v, g, gv, state, o, scale, q_b, q_h, q_k, k_b, k_h, k_k, v_b, v_h, v_v, g_b, g_h, g_k, gv_b, gv_h, gv_v,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    GATE: tl.constexpr,
+    GATE: tl.constexpr, VALUED: tl.constexpr,
 ):  # fmt: skip
-    """S ← exp(g) S + kᵀ v, o = scale · q S, for BV of the V columns of one head's S `[K, V]`.
+    """S ← exp(g) S + kᵀ v, o = scale · q S, for BV of the V columns of one head's S `[K, V]`. VALUED: S ← exp(g) S
+    exp(gv) + kᵀ v.
 
     A program holds all K rows of its columns (BK ≥ K), so o needs no sum over programs: no atomics, the same bits every
-    time. `state` `[B, H, K, V]` fp32 and `o` `[B, GROUP · H, V]` are contiguous; q, k, v, g come with their strides in
-    elements (x_b: batch, x_h: head, x_k, x_v: channel), each in its own dtype, computed with in fp32.
+    time. `state` `[B, H, K, V]` fp32 and `o` `[B, GROUP · H, V]` are contiguous; q, k, v, g, gv come with their strides
+    in elements (x_b: batch, x_h: head, x_k, x_v: channel), each in its own dtype, computed with in fp32.
     Grid: B · H · V/BV.
     """
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -50,6 +51,9 @@ def step_kernel(
         b_s *= tl.exp(b_g)[:, None]
     elif GATE != _NONE:
         b_s *= tl.exp(tl.load(g + i_b * g_b + i_h * g_h).to(tl.float32))
+    if VALUED:
+        b_g = tl.load(gv + i_b * gv_b + i_h * gv_h + o_v.to(tl.int64) * gv_v, mask=m_v, other=0.0).to(tl.float32)
+        b_s *= tl.exp(b_g)[None, :]
     b_s += b_k[:, None] * b_v[None, :]
     for j in tl.static_range(GROUP):
         i_q = i_h * GROUP + j
@@ -82,7 +86,10 @@ def gate(g: Tensor | None) -> tuple[int, int, int, int]:
     return (TOKEN, *g.stride(), 0) if g.dim() == 2 else (CHANNEL, *g.stride())
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+def step(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, state: Tensor, scale: float,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     """o `[B, GROUP · H, V]` in `dtype`; arguments as `gla_ablate.ops.step` has checked them. Waits for nothing and
     allocates o alone."""
     B, H, K = k.shape
@@ -92,11 +99,13 @@ def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale
     k_b, k_h, k_k = k.stride()
     v_b, v_h, v_v = v.stride()
     kind, g_b, g_h, g_k = gate(g)
+    gv_b, gv_h, gv_v = (0, 0, 0) if gv is None else gv.stride()
     o = v.new_empty((B, q.shape[1], V), dtype=dtype)
     with torch.cuda.device_of(q):
         launch(
-            step_kernel, B * H * pieces(V, bv), q=q, k=k, v=v, g=g, state=state, o=o, scale=scale,
+            step_kernel, B * H * pieces(V, bv), q=q, k=k, v=v, g=g, gv=gv, state=state, o=o, scale=scale,
             q_b=q_b, q_h=q_h, q_k=q_k, k_b=k_b, k_h=k_h, k_k=k_k, v_b=v_b, v_h=v_h, v_v=v_v, g_b=g_b, g_h=g_h, g_k=g_k,
-            H=H, GROUP=q.shape[1] // H, K=K, V=V, BK=bk, BV=bv, GATE=kind, num_warps=warps, num_stages=1,
+            gv_b=gv_b, gv_h=gv_h, gv_v=gv_v, H=H, GROUP=q.shape[1] // H, K=K, V=V, BK=bk, BV=bv, GATE=kind,
+            VALUED=gv is not None, num_warps=warps, num_stages=1,
         )  # fmt: skip
     return o

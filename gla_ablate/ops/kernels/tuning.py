@@ -53,6 +53,8 @@ def tuning(
         # at one slice of 32 channels or fewer the matrix units of whole warp groups give wrong results with Triton 3.6
         # (X of products, at 16 channels states), or fault; those of single warps, which 2 warps leave, are right
         most = most._replace(num_warps=4 if kernel == "products_kernel" else 2, num_stages=1)
+    if kernel == "crossing_kernel" and min(K, V) <= 32:
+        most = most._replace(num_warps=2, num_stages=1)  # for the same reason, whichever axis has the rows
     # channels are the rows of the transposed tiles, and whole warp groups take 64 rows
     least = 64 if dtype == torch.bfloat16 and kernel in TRANSPOSED else 16
     return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv))
