@@ -101,15 +101,15 @@ def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
 
 
 def print_gates(console: Console) -> None:
-    """Every registered gate, plugins included: name, formula, shape of its decay, options with defaults, source."""
+    """Every registered gate, plugins included: name, options with defaults, shape of its decay, formula, source."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("gate", no_wrap=True)
-    for name in ("formula", "decay", "options", "source"):
-        table.add_column(name, overflow="fold")
+    table.add_column("gate and its options", overflow="fold", min_width=max(len(name) for name in GATES.names()))
+    table.add_column("decay", no_wrap=True)
+    table.add_column("formula and source", overflow="fold")
     for name in GATES.names():
         gate = GATES[name]
-        options = "\n".join(_spell(option) for option in GATES.options(name).values())
-        table.add_row(name, gate.formula, gate.decay_shape, options or "–", gate.source)
+        options = [f"  {_spell(option)}" for option in GATES.options(name).values()]
+        table.add_row("\n".join([name, *options]), gate.decay_shape, f"{gate.formula}\n{gate.source}".rstrip())
     console.print(table, markup=False)
 
 

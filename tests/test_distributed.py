@@ -24,12 +24,12 @@ from gla_ablate.data import source
 from gla_ablate.data.module import DataModule
 from gla_ablate.distributed import check_devices
 from gla_ablate.errors import ConfigError
-from gla_ablate.model import GATES, build_model
+from gla_ablate.model import build_model
 from gla_ablate.ranks import Rank, first_node, own_rank
 from gla_ablate.resume import KEY
 from gla_ablate.sharding import shares_weights
 from gla_ablate.status import read_json
-from tests.registries import scratch_registries
+from tests.registries import one_of_each_kind, scratch_registries
 from tests.test_trial import CURVES_OF_TIME, logged, read
 from tests.test_trial import run as run_here
 
@@ -424,7 +424,7 @@ def test_ranks_share_a_training_batch() -> None:
         assert {len(part[name]) for part in parts} == {2}
 
 
-@pytest.mark.parametrize("name", GATES.names())
+@pytest.mark.parametrize("name", one_of_each_kind())
 @pytest.mark.parametrize("mixer", ["gla", ["gla", "softmax"]])
 def test_every_parameter_has_a_gradient_in_every_step(name: str, mixer: Any) -> None:
     """DDP waits for all of them."""

@@ -11,12 +11,13 @@ import torch
 from gla_ablate import generate as generating
 from gla_ablate.config import ModelConfig
 from gla_ablate.generate import generate, prefill, sample
-from gla_ablate.model import GATES, build_model, check_model, load_plugins
+from gla_ablate.model import build_model, check_model, load_plugins
+from tests.registries import one_of_each_kind
 from tests.trained import gate_per_head
 
 TINY = ModelConfig(dim=32, layers=2, heads=2, chunk_size=16)
 EXAMPLE = Path(__file__).parent / "model" / "example_gate.py"
-BUILT_IN = GATES.names()
+BUILT_IN = one_of_each_kind()
 
 
 def model_with(gate: str = "data_dependent", dtype: torch.dtype = torch.float64, vocab_size: int = 256):
@@ -41,7 +42,7 @@ PER_HEAD = gate_per_head(
 )
 
 
-@pytest.mark.parametrize("gate", [*BUILT_IN, "learned_decay", "a_head_and_token"])
+@pytest.mark.parametrize("gate", [*BUILT_IN, "my_decay", "a_head_and_token"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
 def test_every_way_to_cut_a_text_gives_the_same_distributions(gate, dtype, tolerance, tmp_path, scratch_registry):
     """All at once as in training, token by token, and in pieces; a gate's own fp32 is the limit of fp64."""

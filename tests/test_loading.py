@@ -22,6 +22,7 @@ from gla_ablate.errors import ConfigError
 from gla_ablate.export import export
 from gla_ablate.loading import Trained, open_folder, own_weights
 from gla_ablate.model import GATES, plugins
+from tests.registries import one_of_each_kind
 from tests.test_trial import MODEL, MQAR, TRAINER, folder_for, read, run
 from tests.trained import trained_on_text
 
@@ -100,10 +101,11 @@ def test_an_export_gives_the_same_bits_wherever_it_is(trial, exported, tmp_path)
     assert equal(safetensors.torch.load_file(moved / "model.safetensors"), saved)
 
 
-@pytest.mark.parametrize("gate", [*GATES.names(), "sharing", "learned_decay"])
+@pytest.mark.parametrize("gate", [*one_of_each_kind(), "sharing", "my_decay"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_export_and_load_give_the_same_bits_for_every_gate(gate, tied, tmp_path, monkeypatch):
     (tmp_path / "sharing.py").write_text(SHARING)
+    shares = gate in ("sharing", "hgrn2")
     model = MODEL | {"gate": {"name": gate}, "tie_embeddings": tied}
     trial = folder_for(tmp_path / "trial", model=model, plugins=[str(EXAMPLE), str(tmp_path / "sharing.py")],
                        trainer=TRAINER | {"max_steps": 2, "val_every": 2})  # fmt: skip
@@ -112,12 +114,12 @@ def test_export_and_load_give_the_same_bits_for_every_gate(gate, tied, tmp_path,
     folder = export(trial, tmp_path / "out")
     with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
         assert ("head.weight" in file.keys()) != tied  # noqa: SIM118
-        assert sum(".shared." in name for name in file.keys()) == (gate == "sharing")  # noqa: SIM118
+        assert sum(".shared." in name for name in file.keys()) == shares  # noqa: SIM118
     for source in (trial, folder):
         model = gla_ablate.load(source)
         assert equal(dict(model.state_dict()), saved)
         assert (model.head.weight is model.embedding.weight) == tied
-        assert len(own_weights(model)) == len(saved) - tied - (gate == "sharing")
+        assert len(own_weights(model)) == len(saved) - tied - shares
 
 
 def test_an_export_says_what_it_is(trial, exported):
@@ -300,23 +302,23 @@ def test_a_folder_without_weights_is_one_line_and_exit_code_2(make, message, com
 def test_a_gate_of_a_plugin_is_found_where_the_trial_had_it_or_where_it_is_said(tmp_path):
     file = tmp_path / "mine.py"
     shutil.copy(EXAMPLE, file)
-    model = MODEL | {"gate": {"name": "learned_decay"}}
+    model = MODEL | {"gate": {"name": "my_decay"}}
     trial = folder_for(tmp_path / "trial", model=model, plugins=[str(file)], trainer=TRAINER | {"max_steps": 2})
     assert run(trial) == 0
     folder = export(trial)
     shutil.move(file, tmp_path / "moved.py")
-    GATES._classes.pop("learned_decay")
+    GATES._classes.pop("my_decay")
     plugins._sha256.clear()
     for source in (trial, folder):
         with pytest.raises(ConfigError, match=r"config.yaml: plugins: no such file .*; write there where it is"):
             gla_ablate.load(source)
-        with pytest.raises(ConfigError, match="unknown gate 'learned_decay'"):
+        with pytest.raises(ConfigError, match="unknown gate 'my_decay'"):
             gla_ablate.load(source, plugins=[])
     assert equal(dict(gla_ablate.load(folder, plugins=[tmp_path / "moved.py"]).state_dict()), weights(trial))
-    GATES._classes.pop("learned_decay")
+    GATES._classes.pop("my_decay")
     plugins._sha256.clear()
     (tmp_path / "moved.py").write_text(EXAMPLE.read_text() + "\n# changed\n")
-    with pytest.warns(UserWarning, match="not as it was: the file of gate 'learned_decay' has changed since"):
+    with pytest.warns(UserWarning, match="not as it was: the file of gate 'my_decay' has changed since"):
         gla_ablate.load(trial, plugins=[tmp_path / "moved.py"])
     assert open_folder(trial, plugins=[tmp_path / "moved.py"]).notes
 

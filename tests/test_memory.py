@@ -11,6 +11,7 @@ from gla_ablate.memory import Peak, step_bytes, training_bytes
 from gla_ablate.model import count_parameters
 from gla_ablate.model.gates import Gate, GateShape, register_gate
 from gla_ablate.model.shapes import check_model
+from tests.registries import one_of_each_kind
 
 DATA = {"name": "stdlib", "seq_len": 48, "batch_size": 2}
 
@@ -20,7 +21,7 @@ def small(**model):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("gate", ["data_dependent", "fixed_decay", "none"])
+@pytest.mark.parametrize("gate", one_of_each_kind())
 def test_a_step_without_data_takes_what_a_real_one_does(gate, bf16):
     config = small(gate={"name": gate})
     assert step_bytes(config, 2, 256, "cpu", bf16) == step_bytes(config, 2, 256, "cpu", bf16, fake=False) > 50_000

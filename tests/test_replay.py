@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from gla_ablate.config import ModelConfig
-from gla_ablate.model import GATES, LanguageModel, build_model, check_model, load_plugins
+from gla_ablate.model import LanguageModel, build_model, check_model, load_plugins
 from gla_ablate.replay import Replayed, cast_projections, same_for_every_token, stepper
+from tests.registries import one_of_each_kind
 from tests.trained import gate_per_head
 
 SMALL = ModelConfig(dim=32, layers=2, heads=2, chunk_size=16)
@@ -38,7 +39,7 @@ def model_with(**options) -> LanguageModel:
 
 @pytest.mark.parametrize("mixer", ["gla", ["gla", "softmax"]], ids=str)
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("gate", GATES.names())
+@pytest.mark.parametrize("gate", one_of_each_kind())
 def test_cast_projections_give_what_autocast_gives(gate, tied, mixer):
     model = model_with(gate={"name": gate}, tie_embeddings=tied, short_conv=3, mixer=mixer)
     with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
@@ -59,7 +60,7 @@ def test_a_users_gate_keeps_its_weights(users_gate):
 @pytest.mark.parametrize(
     ("options", "same"),
     [
-        *(({"gate": {"name": gate}, "short_conv": 3}, True) for gate in GATES.names()),
+        *(({"gate": {"name": gate}, "short_conv": 3}, True) for gate in one_of_each_kind()),
         ({"rope": True}, False),
         ({"mixer": "softmax"}, False),
         ({"mixer": ["gla", "softmax"]}, False),
@@ -111,7 +112,7 @@ def test_the_first_token_is_run_and_the_others_are_replayed(monkeypatch):
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CUDA graph needs a GPU")
 @pytest.mark.parametrize(("autocast", "narrow"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("gate", GATES.names())
+@pytest.mark.parametrize("gate", one_of_each_kind())
 def test_a_replayed_step_gives_the_logits_of_the_step_itself(gate, autocast, narrow):
     model = model_with(gate={"name": gate}, short_conv=3)
     if narrow:

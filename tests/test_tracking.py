@@ -28,6 +28,7 @@ from gla_ablate.tracking import (
     declare_hparams,
     memory_length,
 )
+from tests.registries import one_of_each_kind
 
 MQAR = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs": 3, "train_examples": 64}
 MODEL = ModelConfig(dim=32, layers=2, heads=2, chunk_size=16)
@@ -178,7 +179,7 @@ def test_memory_length_is_capped():
     torch.testing.assert_close(memory_length(g, cap=64), torch.tensor([64.0, 64.0, 64.0, 10.0, 0.1]))
 
 
-@pytest.mark.parametrize("name", GATES.names())
+@pytest.mark.parametrize("name", one_of_each_kind())
 def test_statistics_are_those_of_the_gates_over_the_whole_validation(name, tmp_path):
     data = MQAR | {"val_tokens": 10 * 16}  # ten rows in batches of four
     module = AblationModule(Config(model=check_model(ModelConfig(**vars(MODEL) | {"gate": {"name": name}})), data=data))

@@ -25,8 +25,9 @@ from gla_ablate.config import read_config, resolve, write_config
 from gla_ablate.data.module import DataModule
 from gla_ablate.data.mqar import Examples
 from gla_ablate.errors import ConfigError
-from gla_ablate.model import GATES, count_parameters, flops_per_token, state_size
+from gla_ablate.model import count_parameters, flops_per_token, state_size
 from gla_ablate.module import AblationModule
+from tests.registries import one_of_each_kind
 
 MQAR = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs": 3, "train_examples": 64}
 MQAR |= {"val_tokens": 160}
@@ -231,8 +232,8 @@ def test_same_config_gives_the_same_curves(finished, tmp_path):
         assert first[tag] == pytest.approx(second[tag], rel=1e-4 if torch.cuda.is_available() else 0, abs=0), tag
 
 
-@pytest.mark.parametrize("name", GATES.names())
-def test_trial_on_recall_ends_with_an_accuracy_for_every_gate(name, tmp_path):
+@pytest.mark.parametrize("name", one_of_each_kind())
+def test_trial_on_recall_ends_with_an_accuracy_for_every_kind_of_gate(name, tmp_path):
     folder = folder_for(tmp_path, model=MODEL | {"gate": {"name": name}}, trainer=TRAINER | {"val_every": 100})
     assert run(folder) == 0
     curves = metrics(folder)

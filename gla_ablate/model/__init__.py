@@ -1,5 +1,6 @@
 """The network: language model ← block ← mixer ← (gate, op). Importing it needs torch, nothing heavier."""
 
+import gla_ablate.model.gate_family  # noqa: F401  # registers the gates
 from gla_ablate.model.counting import count_parameters, counter, flops_per_token, state_size
 from gla_ablate.model.gates import DECAY_SHAPES, GATES, Gate, GateShape, register_gate
 from gla_ablate.model.language_model import LanguageModel, build_model

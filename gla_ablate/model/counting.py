@@ -9,7 +9,7 @@ import torch
 from gla_ablate.config import ModelConfig
 from gla_ablate.model.kinds import mixers
 from gla_ablate.model.language_model import LanguageModel
-from gla_ablate.model.shapes import build_gate, build_gates, ffn_width, key_width, value_width
+from gla_ablate.model.shapes import build_gate, build_gates, ffn_width, key_width, projected_width, value_width
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:
@@ -44,7 +44,7 @@ def state_size(config: ModelConfig, seq_len: int | None = None) -> int:
     total = 0
     for kind in mixers(config):
         if kind == "gla":
-            total += d_k * d_v // config.heads + max(config.short_conv - 1, 0) * (2 * d_k + d_v)
+            total += d_k * d_v // config.heads + max(config.short_conv - 1, 0) * projected_width(config)
         elif seq_len is None:
             raise ValueError("seq_len: got None, takes a number of tokens for a model with softmax layers")
         else:
@@ -57,7 +57,8 @@ def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int, labelled
     the forward pass. A product [m,k]·[k,n] counts 2mkn; the embedding look-up and elementwise work count nothing.
 
     Forward, with d the width, d_k = heads·K, d_v = heads·V, f the SwiGLU width and C = min(chunk_size, seq_len),
-    with 64 for "auto", so that the count is the same on every machine:
+    with 64 for "auto", so that the count is the same on every machine; a gate that makes k itself has d_k once less in
+    the projections and convolutions:
 
         gla layers · [ 2d(2 d_k + 3 d_v) + 6 d f         projections and SwiGLU
                        + 2 · weights of the gate         each of its matrices meets each token once
@@ -83,7 +84,7 @@ def gla_flops(config: ModelConfig, layer: int, seq_len: int) -> int:
     gate = build_gate(config, layer, seed=0)
     gate_weights = sum(parameter.numel() for parameter in gate.parameters() if parameter.ndim >= 2)
     chunk = min(64 if config.chunk_size == "auto" else config.chunk_size, seq_len)
-    projections = 2 * d * (2 * d_k + 3 * d_v) + 2 * config.short_conv * (2 * d_k + d_v)
+    projections = 2 * d * (projected_width(config) + 2 * d_v) + 2 * config.short_conv * projected_width(config)
     return projections + 2 * gate_weights + 4 * d_k * (d_v // config.heads) + (chunk + 1) * (d_k + d_v)
 
 

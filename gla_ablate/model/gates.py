@@ -1,28 +1,27 @@
-"""The gate of a gated-linear-attention layer: what varies in an ablation, and the registry that names the variants.
+"""The gate of a gated-linear-attention layer: what varies in an ablation, and the registry that names the variants
+(`gate_family/` has those that come with this package).
 
 A gate maps the layer's input to the log forget gate g ≤ 0 of the recurrence
 
     S_t = diag(exp(g_t)) S_{t-1} + k_tᵀ v_t,    o_t = scale · q_t S_t        (arXiv 2312.06635, section 4.1; α = exp(g))
 
-and may rewrite k and v on the way. The forget gates of published models differ in what g depends on and in its shape:
+and may rewrite k and v on the way, or make k itself. The forget gates of published models differ in what g depends on
+and in its shape:
 
     none         g is None            linear attention, nothing is forgotten
-    [H]          one number a head    RetNet
+    [H]          one number a head    RetNet, TransNormerLLM
     [B,T,H]      a head and token     Mamba-2, gated RetNet
-    [B,T,H,K]    a key channel too    GLA
+    [B,T,H,K]    a key channel too    GLA, HGRN2
 
 The keyword-only parameters of a gate's `__init__` are its options in YAML (`registry.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gla_ablate.errors import ConfigError
@@ -53,12 +52,15 @@ class Gate(nn.Module):
             def forward(self, x): ...
 
     Its parameters may be initialised with any of torch's functions: the model seeds the generator for each layer's
-    gate, so that they depend on the seed and the layer alone.
+    gate, so that they depend on the seed and the layer alone. What is no matrix of a product should be a vector: the
+    optimiser decays parameters with two dimensions or more, and `flops_per_token` takes them for matrices that each
+    token meets.
     """
 
     formula: ClassVar[str] = ""  # the gate in a line, for --list-gates
     decay_shape: ClassVar[str]  # one of DECAY_SHAPES
     source: ClassVar[str] = ""  # where it was published
+    own_keys: ClassVar[bool] = False  # whether `keys` gives k: the layer then has no projection for it
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,6 +74,10 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | None:
         """x [B,T,dim] → g ≤ 0, fp32, in the shape that `decay_shape` states (None for "none")."""
+        raise NotImplementedError
+
+    def keys(self, g: Tensor | None) -> Tensor:
+        """k [B,T,H,K] of a gate with `own_keys`, from what its `forward` gave."""
         raise NotImplementedError
 
     def transform(self, g: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,63 +99,3 @@ def register_gate(name: str) -> Callable[[type[Gate]], type[Gate]]:
         return GATES.register(name)(cls)
 
     return add
-
-
-@register_gate("data_dependent")
-class DataDependentGate(Gate):
-    """GLA's gate: a low-rank map of the input, a sigmoid a key channel, and a temperature τ that slows forgetting
-    (section 4.4: rank 16, τ = 16)."""
-
-    formula = "g = logsigmoid(x W₁ W₂ + b) / τ"
-    decay_shape = "[B,T,H,K]"
-    source = "GLA, arXiv 2312.06635, section 4.4"
-
-    def __init__(self, shape: GateShape, *, rank: int = 16, tau: float = 16.0) -> None:
-        super().__init__()
-        if rank < 1:
-            raise ConfigError(f"model.gate.rank: got {rank}, takes a whole number from 1")
-        if not (math.isfinite(tau) and tau > 0):
-            raise ConfigError(f"model.gate.tau: got {tau}, takes a number above 0")
-        self.heads, self.tau = shape.heads, tau
-        self.down = nn.Linear(shape.dim, rank, bias=False)
-        self.up = nn.Linear(rank, shape.heads * shape.key_dim)
-        nn.init.zeros_(self.up.bias)  # g starts around log(1/2)/τ: a memory of 23 tokens at τ = 16
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.up(self.down(x)).float()  # logsigmoid in 16 bits would round slow gates to none
-        return (F.logsigmoid(logits) / self.tau).unflatten(-1, (self.heads, -1))  # [B, T, H, K]
-
-
-@register_gate("fixed_decay")
-class FixedDecayGate(Gate):
-    """RetNet's decay: a constant a head, slower from head to head; nothing to learn."""
-
-    formula = "g_h = log(1 − 2^(−5−h))"
-    decay_shape = "[H]"
-    source = "RetNet, arXiv 2307.08621, section 2.1"
-
-    g: Tensor
-
-    def __init__(self, shape: GateShape) -> None:
-        super().__init__()
-        # Plain numbers: arithmetic on meta tensors, as in `count_parameters`, costs a second of imports inside torch.
-        decay = [math.log1p(-(2.0 ** (-5 - head))) for head in range(shape.heads)]
-        self.register_buffer("g", torch.tensor(decay), persistent=False)  # [H]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.g
-
-
-@register_gate("none")
-class NoGate(Gate):
-    """Linear attention as it was before gates: the state only ever grows."""
-
-    formula = "no decay"
-    decay_shape = "none"
-    source = "linear attention, arXiv 2006.16236"
-
-    def __init__(self, shape: GateShape) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor) -> None:
-        return None

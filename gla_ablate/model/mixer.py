@@ -1,6 +1,6 @@
 """The GLA layer: the mixing of tokens in a block (arXiv 2312.06635, section 4.4).
 
-    q, k, v = x W_q, x W_k, x W_v          g = gate(x)          (k and v as the gate transforms them)
+    q, k, v = x W_q, x W_k, x W_v          g = gate(x)          (k and v as the gate transforms or makes them)
     o       = gated_linear_attention(q, k, v, g)         per head
     y       = (RMSNorm(o) ⊙ swish(x W_r)) W_o            the norm per head, its weight shared by the heads
 
@@ -44,7 +44,8 @@ class GLAMixer(nn.Module):
         self.heads, self.chunk_size, self.backend = config.heads, config.chunk_size, config.backend
         self.short_conv, self.rope = config.short_conv, config.rope
         self.q_proj = nn.Linear(config.dim, key_width(config), bias=False)
-        self.k_proj = nn.Linear(config.dim, key_width(config), bias=False)
+        if not gate.own_keys:
+            self.k_proj = nn.Linear(config.dim, key_width(config), bias=False)
         self.v_proj = nn.Linear(config.dim, value_width(config), bias=False)
         self.gate = gate
         self.norm = nn.RMSNorm(value_width(config) // config.heads, eps=NORM_EPS)
@@ -52,15 +53,16 @@ class GLAMixer(nn.Module):
         self.out_proj = nn.Linear(value_width(config), config.dim, bias=False)
         if self.short_conv:
             self.q_conv = ShortConv(key_width(config), self.short_conv)
-            self.k_conv = ShortConv(key_width(config), self.short_conv)
+            if not gate.own_keys:
+                self.k_conv = ShortConv(key_width(config), self.short_conv)
             self.v_conv = ShortConv(value_width(config), self.short_conv)
 
     def new_cache(self, batch: int, length: int) -> RecurrentCache:
         """Of zeros, on the device of the weights; of one size, whatever the `length` of the sequences."""
-        weight, K, V = self.k_proj.weight, self.k_proj.out_features, self.v_proj.out_features
+        weight, K, V = self.q_proj.weight, self.q_proj.out_features, self.v_proj.out_features
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         state = weight.new_zeros(batch, self.heads, K // self.heads, V // self.heads, dtype=wide)
-        widths = {"q": K, "k": K, "v": V} if self.short_conv else {}
+        widths = {"q": K, "v": V} | ({} if self.gate.own_keys else {"k": K}) if self.short_conv else {}
         dtype = activation_dtype(weight)
         inputs = {x: weight.new_zeros(batch, self.short_conv - 1, n, dtype=dtype) for x, n in widths.items()}
         return RecurrentCache(state, inputs)
@@ -68,15 +70,11 @@ class GLAMixer(nn.Module):
     def forward(self, x: Tensor, cache: RecurrentCache | None = None) -> Tensor:
         """With a `cache`, x goes on from the tokens in it and is taken in; under `torch.no_grad()`."""
         y = cast_once(x, self.q_proj.weight)
-        q, k, v = self.q_proj(y), self.k_proj(y), self.v_proj(y)
-        if self.short_conv:
-            before = {} if cache is None else cache.inputs
-            q, k, v = self.q_conv(q, before.get("q")), self.k_conv(k, before.get("k")), self.v_conv(v, before.get("v"))
-        q = q.unflatten(-1, (self.heads, -1))  # [B, T, H, K]
-        k = k.unflatten(-1, (self.heads, -1))  # [B, T, H, K]
-        v = v.unflatten(-1, (self.heads, -1))  # [B, T, H, V]
+        q = self.projected("q", y, cache)  # [B, T, H, K]
+        k = None if self.gate.own_keys else self.projected("k", y, cache)  # [B, T, H, K]
+        v = self.projected("v", y, cache)  # [B, T, H, V]
         g = self.gate(x)
-        k, v = self.gate.transform(g, k, v)
+        k, v = self.gate.transform(g, self.gate.keys(g).to(v.dtype) if k is None else k, v)
         if self.rope:  # of k as the recurrence sees it: a gate may have replaced it
             turn = rotations(0 if cache is None else cache.position, q)
             q, k = rotate(q, *turn), rotate(k, *turn)
@@ -89,6 +87,13 @@ class GLAMixer(nn.Module):
             return self.out_proj(rms_norm(o, self.norm.weight).flatten(-2) * swish)
         # As in SwiGLU: the norm's weight on the side of the weights.
         return F.linear(rms_norm(o).flatten(-2) * swish, self.out_proj.weight * self.norm.weight.repeat(self.heads))
+
+    def projected(self, name: str, y: Tensor, cache: RecurrentCache | None) -> Tensor:
+        """ "q", "k" or "v" of y [B,T,dim], convolved if this layer does so: [B,T,H,·]."""
+        x = getattr(self, f"{name}_proj")(y)
+        if self.short_conv:
+            x = getattr(self, f"{name}_conv")(x, None if cache is None else cache.inputs[name])
+        return x.unflatten(-1, (self.heads, -1))
 
     def attend_on(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, cache: RecurrentCache) -> Tensor:
         """o of T more tokens [B,T,H,·], which the cache's state takes in: one by a step, several by chunks."""

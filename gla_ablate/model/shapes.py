@@ -26,6 +26,12 @@ def value_width(config: ModelConfig) -> int:
     return round(config.dim * config.expand_v)
 
 
+def projected_width(config: ModelConfig) -> int:
+    """That of q, k and v together, as far as a gla layer projects them: some gates make k themselves."""
+    keys = 1 if GATES[config.gate["name"]].own_keys else 2
+    return keys * key_width(config) + value_width(config)
+
+
 def ffn_width(config: ModelConfig) -> int:
     """ffn_ratio · dim, rounded up to a multiple of `ffn_multiple`."""
     return math.ceil(config.ffn_ratio * config.dim / config.ffn_multiple) * config.ffn_multiple

@@ -5,8 +5,8 @@ import torch
 from gla_ablate.model import Gate, GateShape, register_gate
 
 
-@register_gate("learned_decay")
-class LearnedDecay(Gate):
+@register_gate("my_decay")
+class MyDecay(Gate):
     formula = "g_h = −softplus(a_h)"
     decay_shape = "[H]"
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gla_ablate.config import ModelConfig
-from gla_ablate.model import GATES, build_model, check_model
+from gla_ablate.model import build_model, check_model
+from tests.registries import one_of_each_kind
 
 LENGTH = 50
 SPLITS = {
@@ -44,7 +45,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("gate", GATES.names())
+@pytest.mark.parametrize("gate", one_of_each_kind())
 @pytest.mark.parametrize("short_conv", [0, 1, 4])
 @pytest.mark.parametrize("rope", [False, True], ids=["", "rope"])
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -160,7 +160,7 @@ def test_these_tests_pick_up_the_gate_of_a_plugin():
         "-p",
         "no:cacheprovider",
         "-k",
-        "learned_decay",
+        "my_decay",
         str(here),
     ]
     environment = os.environ | {"GLA_ABLATE_PLUGINS": str(here.with_name("example_gate.py"))}

@@ -64,7 +64,10 @@ def test_sha256_is_that_of_the_gates_file_and_none_for_built_in_gates(tmp_path):
         ("def gate(:", "SyntaxError"),
         ("raise RuntimeError('boom')", "RuntimeError: boom"),
         ("raise SystemExit(0)", "SystemExit: 0"),
-        (GATE.format(name="none", cls="Mine"), "gate 'none' is already registered by gla_ablate.model.gates.NoGate"),
+        (
+            GATE.format(name="none", cls="Mine"),
+            "gate 'none' is already registered by gla_ablate.model.gate_family.data_independent.NoGate",
+        ),
     ],
     ids=["missing", "syntax", "raises", "exits", "taken name"],
 )

