@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gla_ablate.config import Config
 from gla_ablate.distributed import largest, processes, total
 from gla_ablate.hparams import flat_hparams
+from gla_ablate.model.gates import Decay
 from gla_ablate.model.mixer import GLAMixer
 
 HISTOGRAM_VALUES = 4096  # values drawn from a gate's output for a histogram
@@ -226,7 +227,8 @@ class GateStatistics(L.Callback):
     gate/layer{l}/head{h}/memory    the memory length in tokens that it means, −1 / mean g, at most `seq_len`
 
     and in TensorBoard, under `…_histogram`, the distribution of both over the tokens and channels of the first batch.
-    l counts all layers; those without a gate, softmax layers, have nothing of this.
+    l counts all layers; those without a gate, softmax layers, have nothing of this. With a gate on values both are of
+    numbers of the state, which decay by g + gv: those along its diagonal.
     Without decay, forget is 1 and memory `seq_len`. A gate that lets the state grow, g > 0, is no forget gate and fails
     the trial with a `ValueError`: the op doesn't look at values, and the trial might even win.
     """
@@ -251,8 +253,8 @@ class GateStatistics(L.Callback):
             if isinstance(block.mixer, GLAMixer):
                 self._hooks.append(block.mixer.gate.register_forward_hook(self._observer(layer, block.mixer.heads)))
 
-    def _observer(self, layer: int, heads: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor | None], None]:
-        def observe(gate: nn.Module, args: tuple[Tensor, ...], g: Tensor | None) -> None:
+    def _observer(self, layer: int, heads: int) -> Callable[[nn.Module, tuple[Tensor, ...], Decay], None]:
+        def observe(gate: nn.Module, args: tuple[Tensor, ...], g: Decay) -> None:
             x = args[0]
             values = by_head(g, heads, x.device)  # [H, n]
             rows = len(x) if self._counts else 0
@@ -260,10 +262,10 @@ class GateStatistics(L.Callback):
             if layer not in self._sums:  # the first batch
                 self._sums[layer] = sums
                 self._samples[layer] = values[:, :: math.ceil(values.shape[1] / HISTOGRAM_VALUES)]
-                self._largest[layer] = values.max()
+                self._largest[layer] = highest(g, values)
             else:
                 self._sums[layer] += sums
-                self._largest[layer] = torch.maximum(self._largest[layer], values.max())
+                self._largest[layer] = torch.maximum(self._largest[layer], highest(g, values))
             if layer == min(self._sums):
                 self._rows += rows
 
@@ -298,8 +300,16 @@ class GateStatistics(L.Callback):
                 logger.experiment.add_histogram(f"{tag}/memory_histogram", memory_length(g, self.seq_len), step)
 
 
-def by_head(g: Tensor | None, heads: int, device: torch.device) -> Tensor:
+def highest(g: Decay, values: Tensor) -> Tensor:
+    """The largest log decay; of two gates, of either."""
+    return torch.maximum(g[0].max(), g[1].max()).float() if isinstance(g, tuple) else values.max()
+
+
+def by_head(g: Decay, heads: int, device: torch.device) -> Tensor:
     """A gate's output in any of its shapes → [H, n], n values a head; no gate is a g of 0."""
+    if isinstance(g, tuple):
+        most = torch.arange(max(x.shape[-1] for x in g), device=device)
+        g = sum(x.float()[..., most * x.shape[-1] // len(most)] for x in g)
     if g is None:
         return torch.zeros(heads, 1, device=device)
     if g.ndim == 1:  # [H]

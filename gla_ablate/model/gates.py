@@ -13,6 +13,9 @@ and in its shape:
     [B,T,H]      a head and token     Mamba-2, gated RetNet
     [B,T,H,K]    a key channel too    GLA, HGRN2
 
+and in whether there is a second one, gv `[B,T,H,V]`, on the channels of v, under which columns of S decay as its rows
+do under g.
+
 The keyword-only parameters of a gate's `__init__` are its options in YAML (`registry.py`).
 """
 
@@ -27,7 +30,9 @@ from torch import Tensor, nn
 from gla_ablate.errors import ConfigError
 from gla_ablate.registry import Registry
 
-DECAY_SHAPES = ("none", "[H]", "[B,T,H]", "[B,T,H,K]")
+VALUED = "[B,T,H,K], [B,T,H,V]"  # g and gv
+DECAY_SHAPES = ("none", "[H]", "[B,T,H]", "[B,T,H,K]", VALUED)
+Decay = Tensor | None | tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,9 @@ class Gate(nn.Module):
         Each gate finds them under `self.shared`."""
         return None
 
-    def forward(self, x: Tensor) -> Tensor | None:
-        """x [B,T,dim] → g ≤ 0, fp32, in the shape that `decay_shape` states (None for "none")."""
+    def forward(self, x: Tensor) -> Decay:
+        """x [B,T,dim] → g ≤ 0, fp32, in the shape that `decay_shape` states (None for "none"); (g, gv) where it states
+        two."""
         raise NotImplementedError
 
     def keys(self, g: Tensor | None) -> Tensor:
@@ -81,7 +87,7 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def transform(self, g: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k [B,T,H,K] and v [B,T,H,V] as the recurrence shall see them; as they are by default."""
+        """k [B,T,H,K] and v [B,T,H,V] as the recurrence shall see them; as they are by default. g: without gv."""
         return k, v
 
 

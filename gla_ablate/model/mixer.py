@@ -1,7 +1,7 @@
 """The GLA layer: the mixing of tokens in a block (arXiv 2312.06635, section 4.4).
 
     q, k, v = x W_q, x W_k, x W_v          g = gate(x)          (k and v as the gate transforms or makes them)
-    o       = gated_linear_attention(q, k, v, g)         per head
+    o       = gated_linear_attention(q, k, v, g)         per head; with gv too, if the gate gives one
     y       = (RMSNorm(o) ⊙ swish(x W_r)) W_o            the norm per head, its weight shared by the heads
 
 Following FLA, the norm is an RMSNorm where the paper has a LayerNorm, and no projection has a bias. Two options that
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gla_ablate.config import ModelConfig
-from gla_ablate.model.gates import Gate
+from gla_ablate.model.gates import Decay, Gate
 from gla_ablate.model.norm import NORM_EPS, rms_norm
 from gla_ablate.model.rotary import rotate, rotations
 from gla_ablate.model.shapes import key_width, value_width
@@ -34,6 +34,11 @@ class RecurrentCache:
     state: Tensor  # [B, H, K, V], fp32
     inputs: dict[str, Tensor] = field(default_factory=dict)  # of the convolution of q, k, v: the last [B, W − 1, width]
     position: int = 0  # tokens seen
+
+
+def both(decay: Decay) -> tuple[Tensor | None, Tensor | None]:
+    """g and gv of what a gate gives."""
+    return decay if isinstance(decay, tuple) else (decay, None)
 
 
 class GLAMixer(nn.Module):
@@ -73,15 +78,15 @@ class GLAMixer(nn.Module):
         q = self.projected("q", y, cache)  # [B, T, H, K]
         k = None if self.gate.own_keys else self.projected("k", y, cache)  # [B, T, H, K]
         v = self.projected("v", y, cache)  # [B, T, H, V]
-        g = self.gate(x)
+        g, gv = both(self.gate(x))
         k, v = self.gate.transform(g, self.gate.keys(g).to(v.dtype) if k is None else k, v)
         if self.rope:  # of k as the recurrence sees it: a gate may have replaced it
             turn = rotations(0 if cache is None else cache.position, q)
             q, k = rotate(q, *turn), rotate(k, *turn)
         if cache is None:
-            o, _ = gated_linear_attention(q, k, v, g, chunk_size=self.chunk_size, backend=self.backend)
+            o, _ = gated_linear_attention(q, k, v, g, gv=gv, chunk_size=self.chunk_size, backend=self.backend)
         else:
-            o = self.attend_on(q, k, v, g, cache)
+            o = self.attend_on(q, k, v, g, gv, cache)
         swish = F.silu(self.output_gate_proj(y))
         if not torch.is_grad_enabled():
             return self.out_proj(rms_norm(o, self.norm.weight).flatten(-2) * swish)
@@ -95,15 +100,19 @@ class GLAMixer(nn.Module):
             x = getattr(self, f"{name}_conv")(x, None if cache is None else cache.inputs[name])
         return x.unflatten(-1, (self.heads, -1))
 
-    def attend_on(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, cache: RecurrentCache) -> Tensor:
+    def attend_on(
+        self, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, cache: RecurrentCache
+    ) -> Tensor:
         """o of T more tokens [B,T,H,·], which the cache's state takes in: one by a step, several by chunks."""
         cache.position += q.shape[1]
         if q.shape[1] == 1:
             gate = g if g is None or g.ndim == 1 else g[:, 0]  # [H], [B, H] or [B, H, K]
-            step = gated_linear_attention_step(q[:, 0], k[:, 0], v[:, 0], gate, cache.state, backend=self.backend)
+            step = gated_linear_attention_step(
+                q[:, 0], k[:, 0], v[:, 0], gate, cache.state, gv=None if gv is None else gv[:, 0], backend=self.backend
+            )
             return step.unsqueeze(1)
         o, state = gated_linear_attention(
-            q, k, v, g, initial_state=cache.state, output_final_state=True, chunk_size=self.chunk_size,
+            q, k, v, g, gv=gv, initial_state=cache.state, output_final_state=True, chunk_size=self.chunk_size,
             backend=self.backend,
         )  # fmt: skip
         cache.state.copy_(cast(Tensor, state))

@@ -76,6 +76,14 @@ def gla_full_rank(mixer: GLAMixer, layer: int, S: Tensor, t: SimpleNamespace) ->
     return alpha.view(-1, HEADS, K)[..., None] * S + outer(t.k, t.v)
 
 
+@step("data_dependent_kv")
+def gla_general(mixer: GLAMixer, layer: int, S: Tensor, t: SimpleNamespace) -> Tensor:
+    thin = affine(mixer.gate.down, t.x)
+    alpha = sigmoid(affine(mixer.gate.up, thin)).view(-1, HEADS, K) ** (1 / 16)
+    beta = sigmoid(affine(mixer.gate.up_values, thin)).view(-1, HEADS, V) ** (1 / 16)
+    return outer(alpha, beta) * S + outer(t.k, t.v)
+
+
 @step("data_dependent_scalar")
 def gated_retnet(mixer: GLAMixer, layer: int, S: Tensor, t: SimpleNamespace) -> Tensor:
     gamma = sigmoid(affine(mixer.gate.proj, t.x)) ** (1 / 16)  # [B, H]

@@ -20,6 +20,8 @@ from torch import Tensor
 from gla_ablate.config import ModelConfig
 from gla_ablate.errors import ConfigError
 from gla_ablate.model import DECAY_SHAPES, GATES, Gate, build_model, check_model, load_plugins, register_gate
+from gla_ablate.model.gates import VALUED
+from gla_ablate.model.mixer import both
 
 PLUGINS = os.environ.get("GLA_ABLATE_PLUGINS", "")
 load_plugins(PLUGINS.split(os.pathsep) if PLUGINS else [])
@@ -46,8 +48,8 @@ def inputs(scale: float = 1.0) -> Tensor:
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e4, 1e30])
 def test_decay_is_finite_and_never_above_zero(name, scale, autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        g = gate_of(name)(inputs(scale))
-    if g is not None:
+        decays = both(gate_of(name)(inputs(scale)))
+    for g in filter(lambda g: g is not None, decays):
         assert g.dtype == torch.float32
         assert g.isfinite().all()
         assert (g <= 0).all()
@@ -55,17 +57,21 @@ def test_decay_is_finite_and_never_above_zero(name, scale, autocast):
 
 @EVERY_GATE
 def test_decay_has_the_shape_that_the_gate_states(name):
-    g = gate_of(name)(inputs())
+    decay = gate_of(name)(inputs())
     shapes = {"none": None, "[H]": (HEADS,), "[B,T,H]": (3, 20, HEADS), "[B,T,H,K]": (3, 20, HEADS, KEY_DIM)}
-    assert set(shapes) == set(DECAY_SHAPES)
-    assert (None if g is None else tuple(g.shape)) == shapes[GATES[name].decay_shape]
+    on_values = (3, 20, HEADS, VALUE_DIM)
+    assert {*shapes, VALUED} == set(DECAY_SHAPES)
+    assert isinstance(decay, tuple) == (GATES[name].decay_shape == VALUED)
+    g, gv = both(decay)
+    assert (None if g is None else tuple(g.shape)) == shapes[GATES[name].decay_shape.removesuffix(", [B,T,H,V]")]
+    assert gv is None or tuple(gv.shape) == on_values
 
 
 @EVERY_GATE
 def test_gate_leaves_the_shapes_of_keys_and_values(name):
     gate = gate_of(name)
     k, v = torch.randn(3, 20, HEADS, KEY_DIM), torch.randn(3, 20, HEADS, VALUE_DIM)
-    new_k, new_v = gate.transform(gate(inputs()), k, v)
+    new_k, new_v = gate.transform(both(gate(inputs()))[0], k, v)
     assert (new_k.shape, new_v.shape) == (k.shape, v.shape)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gla_ablate.errors import ConfigError
-from gla_ablate.model.gates import Gate, GateShape, register_gate
+from gla_ablate.model.gates import VALUED, Gate, GateShape, register_gate
 
 
 class SigmoidGate(Gate):
@@ -24,6 +24,12 @@ class SigmoidGate(Gate):
         return F.logsigmoid(logits.float()) / self.tau  # in 16 bits logsigmoid would round slow gates to none
 
 
+def checked(rank: int) -> int:
+    if rank < 1:
+        raise ConfigError(f"model.gate.rank: got {rank}, takes a whole number from 1")
+    return rank
+
+
 @register_gate("data_dependent")
 class DataDependentGate(SigmoidGate):
     """GLA's gate: a low-rank map of the input, a sigmoid a key channel, and a temperature τ that slows forgetting
@@ -35,15 +41,39 @@ class DataDependentGate(SigmoidGate):
 
     def __init__(self, shape: GateShape, *, rank: int = 16, tau: float = 16.0) -> None:
         super().__init__(tau)
-        if rank < 1:
-            raise ConfigError(f"model.gate.rank: got {rank}, takes a whole number from 1")
         self.heads = shape.heads
-        self.down = nn.Linear(shape.dim, rank, bias=False)
+        self.down = nn.Linear(shape.dim, checked(rank), bias=False)
         self.up = nn.Linear(rank, shape.heads * shape.key_dim)
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.slowed(self.up(self.down(x))).unflatten(-1, (self.heads, -1))  # [B, T, H, K]
+
+
+@register_gate("data_dependent_kv")
+class KeyValueGate(SigmoidGate):
+    """The general form of GLA: S decays by α on key channels and by β on value channels, α_tᵀ β_t on each of its
+    numbers. Both are GLA's low-rank gate, from the same x W₁ of `rank` channels; the paper sets β to 1, for the sake of
+    a fast kernel.
+    """
+
+    formula = "g = logsigmoid(x W₁ W₂ + b) / τ, gv = logsigmoid(x W₁ W₃ + c) / τ"
+    decay_shape = VALUED
+    source = "GLA, arXiv 2312.06635, section 4.1 (G = αᵀ β)"
+
+    def __init__(self, shape: GateShape, *, rank: int = 16, tau: float = 16.0) -> None:
+        super().__init__(tau)
+        self.heads = shape.heads
+        self.down = nn.Linear(shape.dim, checked(rank), bias=False)
+        self.up = nn.Linear(rank, shape.heads * shape.key_dim)
+        self.up_values = nn.Linear(rank, shape.heads * shape.value_dim)
+        nn.init.zeros_(self.up.bias)
+        nn.init.zeros_(self.up_values.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        thin = self.down(x)
+        g, gv = (self.slowed(up(thin)).unflatten(-1, (self.heads, -1)) for up in (self.up, self.up_values))
+        return g, gv  # [B, T, H, K], [B, T, H, V]
 
 
 @register_gate("data_dependent_full_rank")
