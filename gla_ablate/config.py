@@ -96,6 +96,15 @@ class TrainerConfig:
 
 
 @dataclass
+class EvalConfig:
+    """What else a trial is judged by once it has trained (`lengths.py`)."""
+
+    # rows so many times data.seq_len long, each length on as many tokens as data.val_tokens allow; [] for none.
+    # Multiples, since those travel with an axis over data.seq_len
+    lengths: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Config:
     """One trial, fully resolved: what `config.yaml` in its folder holds."""
 
@@ -103,6 +112,7 @@ class Config:
     data: dict[str, Any] = field(default_factory=lambda: {"name": "stdlib", "seq_len": 256, "batch_size": 8})
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
     plugins: list[str] = field(default_factory=list)  # files that register gates, absolute
 
@@ -215,10 +225,11 @@ def resolve(values: Mapping[str, Any]) -> Config:
     `values` hold no interpolations any more. Loads the plugins that they name. Raises `ConfigError` that begins with
     the dotted key.
     """
-    from gla_ablate.data import check_data  # here, so that reading the schema alone doesn't import torch
+    from gla_ablate.data import check_data, check_lengths  # here, so that reading the schema alone doesn't import torch
 
     config = resolve_model(values)
     config.data = check_data(config.data)
+    config.eval.lengths = check_lengths(config.data, config.eval.lengths)
     check_shares(config)
     return config
 
@@ -267,6 +278,13 @@ def check_shares(config: Config) -> None:
 def to_dict(config: Config) -> dict[str, Any]:
     """`config` as plain nested dicts: what `config.yaml` holds."""
     return dataclasses.asdict(config)
+
+
+def without_unused(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`to_dict`'s values without a section that asks for nothing: trials that have none are those that they were before
+    there was one."""
+    unused = {"eval": dataclasses.asdict(EvalConfig())}
+    return {key: value for key, value in values.items() if key not in unused or value != unused[key]}
 
 
 def read_config(path: Path) -> Config:

@@ -15,14 +15,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gla_ablate.config import Config, ModelConfig, check_type, fill, located, merge, resolve, to_dict
+from gla_ablate.config import Config, ModelConfig, check_type, fill, located, merge, resolve, to_dict, without_unused
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.experiment_checks import (
     check_best_over,
     check_conditions,
     check_metric,
+    check_metric_of,
     check_name,
     check_seeds,
+    check_setting,
     check_used,
 )
 from gla_ablate.grid import Axis, Row, build_axes, fix, flatten, leaves, matches, points, spell, touches
@@ -174,6 +176,8 @@ def trials(experiment: Experiment) -> list[Trial]:
             referring += [given] if experiment.match and values != given else []
         if not grid:
             raise ConfigError("exclude: leaves no point of the grid")
+        check_metric_of(experiment.report.metric, [config for _, config in grid])
+        check_setting(experiment.report.metric, [config for _, config in grid])
         if "model.mixer" not in {key for axis in experiment.file_axes for row in axis for key in row}:
             check_used(resolved, [config for _, config in grid])
         if experiment.match:
@@ -218,7 +222,7 @@ def identity(config: Config) -> str:
     two of 10,000 points once in a hundred grids.)"""
     from gla_ablate.model import plugin_sha256  # here, so that `import gla_ablate.experiment` stays light
 
-    content = to_dict(config)
+    content = without_unused(to_dict(config))
     for key in NOT_IDENTITY:
         *sections, name = key.split(".")
         del (content[sections[0]] if sections else content)[name]

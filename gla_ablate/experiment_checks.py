@@ -25,6 +25,8 @@ METRICS = (
     "train/mfu",
     "lr",
 )
+AT_LENGTH = re.compile(r"eval/(?:loss|accuracy)_at_([1-9]\d*)x")  # the multiple of data.seq_len
+SETTING = re.compile(r"val/accuracy/(\w+)")  # one of those that a task validates
 
 
 def check_name(name: str) -> None:
@@ -35,10 +37,33 @@ def check_name(name: str) -> None:
 
 
 def check_metric(tag: str) -> None:
-    if tag not in METRICS and not re.fullmatch(r"gate/layer\d+/head\d+/\w+", tag):
-        raise ConfigError(
-            f"report.metric: no such metric {tag!r}{nearest(tag, METRICS)} (valid: {', '.join(METRICS)}, gate/…)"
-        )
+    known = tag in METRICS or AT_LENGTH.fullmatch(tag) or SETTING.fullmatch(tag)
+    known = known or re.fullmatch(r"gate/layer\d+/head\d+/\w+", tag)
+    if not known:
+        valid = f"{', '.join(METRICS)}, eval/loss_at_4x and the like, val/accuracy/…, gate/…"
+        raise ConfigError(f"report.metric: no such metric {tag!r}{nearest(tag, METRICS)} (valid: {valid})")
+
+
+def check_metric_of(tag: str, configs: list[Config]) -> None:
+    """That trials log the metric, if it is of an evaluation at another length. Raises `ConfigError`."""
+    found = AT_LENGTH.fullmatch(tag)
+    if found and any(int(found[1]) not in config.eval.lengths for config in configs):
+        raise ConfigError(f"report.metric: got {tag}, takes a length that eval.lengths of every trial has")
+
+
+def check_setting(tag: str, configs: list[Config]) -> None:
+    """That every trial's task validates the setting whose accuracy the metric is, if it is one's. Raises
+    `ConfigError`."""
+    from gla_ablate.data import build_source  # here, since it imports torch
+
+    found = SETTING.fullmatch(tag)
+    for config in configs if found else ():
+        known = build_source(config.data).val_settings
+        if found and found[1] not in known:
+            valid = ", ".join(f"val/accuracy/{name}" for name in known) or "val/accuracy: it has one setting"
+            raise ConfigError(
+                f"report.metric: got {tag}, which data {config.data['name']} doesn't log (valid: {valid})"
+            )
 
 
 def check_seeds(seeds: list[int]) -> list[int]:

@@ -19,6 +19,7 @@ from gla_ablate.data.module import DataModule
 from gla_ablate.distributed import Group
 from gla_ablate.errors import ConfigError
 from gla_ablate.interruption import Interruption
+from gla_ablate.lengths import LengthEvaluation
 from gla_ablate.model import count_parameters, flops_per_token, plugin_sha256, state_size
 from gla_ablate.module import AblationModule
 from gla_ablate.ops import resolve_backend
@@ -55,6 +56,8 @@ def fit(
         config.data, config.seed, accumulate=config.trainer.accumulate, rank=group.rank, world=group.world
     )
     data.prepare_data()
+    if config.eval.lengths:
+        data.source.prepare_longer(config.eval.lengths[-1])
     cost = flops_per_token(config.model, data.source.vocab_size, data.source.seq_len, data.source.labelled_share)
     rate = peak_flops(precision, device) if first else None
     peak_speed = config.trainer.processes * rate / cost if rate else None
@@ -93,7 +96,12 @@ def fit(
         num_sanity_val_steps=0,
         gradient_clip_val=config.optim.grad_clip,
         logger=loggers,
-        callbacks=[log, GateStatistics(config.data["seq_len"]), checkpoints],
+        callbacks=[
+            log,
+            GateStatistics(config.data["seq_len"]),
+            *([LengthEvaluation(config.eval.lengths, data, folder)] if config.eval.lengths else []),
+            checkpoints,
+        ],
         # A job of SLURM is no environment of Lightning's: it would count SLURM's tasks, requeue the job, and go on from
         # an hpc_ckpt that lies about; the launcher does what is to be done.
         plugins=[AtomicCheckpointIO(), Connected(group) if several else LightningEnvironment()],

@@ -23,7 +23,7 @@ def flat_hparams(config: Config) -> dict[str, bool | int | float | str]:
         flat |= {f"{choice}.{key}": value[key] for key in CHOICES[choice]}
         rest = {key: x for key, x in value.items() if key not in ("name", *CHOICES[choice])}
         flat[f"{choice}_options"] = ", ".join(f"{key}={x}" for key, x in rest.items())
-    for part in (config.model, config.optim, config.trainer):
+    for part in (config.model, config.optim, config.trainer, config.eval):
         types = typing.get_type_hints(type(part))
         name = type(part).__name__.removesuffix("Config").lower()
         for key, value in vars(part).items():

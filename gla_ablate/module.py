@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -21,6 +22,7 @@ from gla_ablate.distributed import share_of_mean
 from gla_ablate.masters import Masters
 from gla_ablate.model import build_model
 from gla_ablate.ops.cross_entropy import linear_cross_entropy, rows_at_once
+from gla_ablate.setting_accuracy import SettingAccuracy
 from gla_ablate.sharding import shard
 from gla_ablate.tracking import NonFinite, hparams_metrics, log_metrics
 
@@ -31,7 +33,8 @@ class AblationModule(L.LightningModule):
     A batch is `{"inputs": [B,T], "targets": [B,T]}` of token ids; where targets of −100 are among them, to be ignored,
     also "labelled", the flat indices of the others, and perhaps "weight" (`data.reading.micro_batches`). Logs, with the
     number of optimiser steps done: val/loss (nats a token), val/ppl, and val/bpb where the data know their bytes per
-    token, else val/accuracy. The training curves are `tracking.TrainingLog`'s.
+    token, else val/accuracy, and val/accuracy/… for each setting that a task validates. The training curves are
+    `tracking.TrainingLog`'s.
     """
 
     def __init__(self, config: Config) -> None:
@@ -46,6 +49,7 @@ class AblationModule(L.LightningModule):
         self.val_loss, self.val_correct, self.val_targets = (
             SumMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(3)
         )
+        self.val_settings = SettingAccuracy(source.val_settings)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.compiled = resolve_compile(config, source.vocab_size, device)
         self.recompute = resolve_recompute(config, self.compiled)
@@ -82,14 +86,25 @@ class AblationModule(L.LightningModule):
         return share_of_mean(loss if weight == 1 else loss * weight, all_own)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        answers = []
+        for loss, correct in self.scored(batch):
+            self.val_targets.update(len(loss))
+            self.val_loss.update(loss.sum())
+            if correct is not None:
+                self.val_correct.update(correct.sum())
+                answers.append(correct)
+        if "setting" in batch:
+            self.val_settings.update(batch, torch.cat(answers))
+
+    def scored(self, batch: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Of the targets that count, in order and as many at a time as logits may be there: the losses [n], fp32, and
+        whether the likeliest token is the right one [n], which isn't asked of text."""
         hidden, targets = self.hidden_and_targets(batch)
-        self.val_targets.update(len(targets))
         at_once = rows_at_once(self.model.head.weight)
         for own, target in zip(hidden.split(at_once), targets.split(at_once), strict=True):
             logits = self.model.head(own)
-            self.val_loss.update(F.cross_entropy(logits.float(), target, reduction="sum"))
-            if self.bytes_per_token is None:
-                self.val_correct.update((logits.argmax(-1) == target).sum())
+            loss = F.cross_entropy(logits.float(), target, reduction="none")
+            yield loss, None if self.bytes_per_token is not None else logits.argmax(-1) == target
 
     def on_validation_epoch_end(self) -> None:
         targets = self.val_targets.compute()
@@ -99,13 +114,14 @@ class AblationModule(L.LightningModule):
         metrics = {"val/loss": loss.item(), "val/ppl": loss.exp().item()}
         if self.bytes_per_token is None:
             metrics["val/accuracy"] = (self.val_correct.compute() / targets).item()
+            metrics |= self.val_settings.compute() if self.val_settings.names else {}
         else:
             metrics["val/bpb"] = metrics["val/loss"] / math.log(2) / self.bytes_per_token
         if self.trainer.global_step >= self.config.trainer.max_steps:
             # The HParams tab's, under tags of their own: one point each, no curve.
             metrics |= {tag: metrics[tag.replace("hp", "val")] for tag in hparams_metrics(self.bytes_per_token)}
         log_metrics(self.trainer, metrics)
-        for total in (self.val_loss, self.val_correct, self.val_targets):
+        for total in (self.val_loss, self.val_correct, self.val_targets, self.val_settings):
             total.reset()
 
     def on_after_backward(self) -> None:

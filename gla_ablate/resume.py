@@ -25,10 +25,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gla_ablate.checkpoint import Unusable, last, read_checkpoint
-from gla_ablate.config import TrainerConfig
+from gla_ablate.config import TrainerConfig, without_unused
 from gla_ablate.distributed import Group
 from gla_ablate.experiment import NOT_IDENTITY
 from gla_ablate.interruption import Interruption
+from gla_ablate.lengths import POSITIONS
 from gla_ablate.module import AblationModule
 from gla_ablate.status import Status, read_json, set_aside, sync
 from gla_ablate.tracking import ends_step
@@ -212,7 +213,7 @@ def take_up(folder: Path, module: AblationModule, data: dict[str, Any]) -> Point
     None, and nothing of an earlier attempt left, if there is no checkpoint; also if it can't be used with this `module`
     and `data` (a source's stamp), which is said and the file set aside. A link, which may lead anywhere, is removed.
     """
-    own_files = ("metrics.csv", "stamp.json", "result.json", "tensorboard", "checkpoints")
+    own_files = ("metrics.csv", POSITIONS, "stamp.json", "result.json", "tensorboard", "checkpoints")
     for path in (*(folder / name for name in own_files), *folder.glob("tensorboard/*"), *folder.glob("checkpoints/*")):
         if path.is_symlink():
             path.unlink()
@@ -299,6 +300,7 @@ def cut_back(folder: Path, sizes: dict[str, Any]) -> None:
 
 def lasting(values: dict[str, Any]) -> dict[str, Any]:
     """The configuration, flat, but for what may change while a trial is under way."""
+    values = without_unused(values)
     flat = {f"{part}.{key}": x for part, value in values.items() if isinstance(value, dict) for key, x in value.items()}
     flat |= {part: value for part, value in values.items() if not isinstance(value, dict)}
     return {key: x for key, x in flat.items() if key == "seed" or key not in NOT_IDENTITY}
@@ -306,7 +308,7 @@ def lasting(values: dict[str, Any]) -> dict[str, Any]:
 
 def remove_attempt(folder: Path) -> None:
     """Remove what an attempt recorded that can't be gone on from: its curves would mix with the new ones."""
-    for name in ("metrics.csv", "stamp.json", "result.json"):
+    for name in ("metrics.csv", POSITIONS, "stamp.json", "result.json"):
         if (folder / name).is_dir():
             set_aside(folder / name)
         (folder / name).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gla_ablate.data.mqar import Examples
+from gla_ablate.data.drawn import Examples
 from gla_ablate.data.source import IGNORED
 from tests.test_trial import MQAR, TRAINER, folder_for, metrics, read, run
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 
@@ -40,7 +41,8 @@ import os
 import signal
 import numpy
 import torch
-from gla_ablate.data.mqar import Examples, Mqar
+from gla_ablate.data.drawn import Examples
+from gla_ablate.data.mqar import Mqar
 from gla_ablate.data.source import DATA
 from gla_ablate.model import Gate, GateShape, register_gate
 
@@ -75,6 +77,7 @@ DATA |= {"val_tokens": 13 * 16}  # rows: of the last batch one process has none
 MODEL = {"dim": 16, "layers": 2, "heads": 2, "chunk_size": 16, "gate": {"name": "doing"}}
 TRAINER = {"max_steps": 7, "val_every": 3, "log_every": 1, "precision": "32-true"}
 OPTIM = {"lr": 1e-3}
+EVAL = {"lengths": [1, 3]}  # 13 rows of 16 tokens, of the last batch of which one process has none; 4 rows of 48
 ENDS = 60.0  # seconds in which a trial has to have ended
 
 
@@ -109,6 +112,7 @@ def run(folder: Path) -> int:
 def trial(folder: Path, plugin: Path, **trainer: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"model": MODEL, "data": DATA, "optim": OPTIM, "trainer": TRAINER | trainer, "plugins": [str(plugin)]}
+    parts["eval"] = EVAL
     write_config(resolve(parts), folder / "config.yaml")
     return folder
 
@@ -155,6 +159,10 @@ def test_two_processes_have_the_curves_of_one(strategy: str, alone: Path, reques
     one, two = curves(alone), curves(folder)
     assert list(two) == list(one)
     assert {("train/loss", 7), ("train/grad_norm", 7), ("val/loss", 3), ("val/loss", 7)} <= two.keys()
+    assert {("eval/loss_at_3x", 7), ("eval/accuracy_at_1x", 7)} <= two.keys()
+    by_position = [pandas.read_csv(f / "positions.csv") for f in (alone, folder)]
+    pandas.testing.assert_frame_equal(*by_position, rtol=1e-5)
+    assert by_position[0].groupby("multiple")["tokens"].sum().to_dict() == {1: 18, 3: 6}
     for key, value in one.items():
         assert two[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
     result, single = read(folder, "result.json"), read(alone, "result.json")

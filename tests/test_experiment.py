@@ -267,6 +267,15 @@ def test_the_best_is_taken_over_one_factor_or_several(expand, tmp_path, given):
             r"report\.baseline: \{model\.gate\.name=none, model\.dim=64\} matches no point",
         ),
         ("report: {metric: val/los}", r"report\.metric: no such metric 'val/los', did you mean 'val/loss'\?"),
+        ("report: {metric: val/accuracy/../x}", r"report\.metric: no such metric 'val/accuracy/\.\./x'"),
+        (
+            "report: {metric: val/accuracy/4_pairs_in_32}",
+            r"report\.metric: got val/accuracy/4_pairs_in_32, which data mqar doesn't log \(valid: val/accuracy: ",
+        ),
+        (
+            "set: {data.pairs: [1, 4]}\nreport: {metric: val/accuracy/2_pairs_in_32}",
+            r"which data mqar doesn't log \(valid: val/accuracy/1_pairs_in_32, val/accuracy/4_pairs_in_32\)",
+        ),
         ("report: {mode: mni}", r"report\.mode: got 'mni', did you mean 'min'\?"),
         ("report: {picks: last}", r"report\.picks: no such key, did you mean 'pick'\?"),
         (
@@ -298,6 +307,10 @@ def test_a_mistake_in_the_file_is_told_with_its_key(expand, text, message):
         expand(text)
     assert "t.yaml: " in str(error.value)
     assert "command line" not in str(error.value)
+
+
+def test_a_setting_that_a_task_validates_may_be_the_metric(expand):
+    assert expand("set: {data.pairs: [1, 4]}\nreport: {metric: val/accuracy/4_pairs_in_32}")
 
 
 @pytest.mark.parametrize(

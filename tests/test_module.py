@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from gla_ablate.config import Config, ModelConfig, OptimConfig, TrainerConfig
+from gla_ablate.data import build_source, check_data
 from gla_ablate.data.module import DataModule
 from gla_ablate.data.reading import micro_batches
 from gla_ablate.data.source import IGNORED
@@ -103,6 +104,12 @@ def validated(module: AblationModule, data: dict, folder) -> tuple[dict[str, flo
         return csv.last, module(rows["inputs"])[counts], rows["targets"][counts]
 
 
+def validation_rows(data: dict) -> dict[str, torch.Tensor]:
+    """The whole validation set."""
+    rows = build_source(check_data(data)).val
+    return rows[list(range(len(rows)))]
+
+
 def test_validation_of_text_weighs_every_token_alike(text, tmp_path):
     metrics, logits, targets = validated(module_for(text), text, tmp_path)
     loss = F.cross_entropy(logits, targets).item()
@@ -121,6 +128,23 @@ def test_validation_of_recall_logs_accuracy_in_place_of_bits_per_byte(tmp_path):
     assert metrics["val/loss"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
     accuracy = (logits.argmax(-1) == targets).float().mean().item()
     assert metrics["val/accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("at_once", [1000, 7])
+def test_each_setting_that_a_task_validates_has_an_accuracy_of_its_own(at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr("gla_ablate.module.rows_at_once", lambda weight: at_once)
+    data = MQAR | {"pairs": [2, 3], "val_pairs": [3, 1, 2], "val_lengths": [16, 20, 12], "val_tokens": 20 * 20}
+    module = module_for(data)
+    module.model.head.weight.data[16:32:3] += 1  # answers that come often enough to be right sometimes
+    metrics, logits, targets = validated(module, data, tmp_path)
+    rows = validation_rows(data)
+    setting = rows["setting"][:, None].expand_as(rows["targets"])[rows["targets"] != IGNORED]
+    right = (logits.argmax(-1) == targets).double()
+    assert 0 < right.mean() < 1
+    assert metrics["val/accuracy"] == pytest.approx(right.mean().item())
+    for i, name in enumerate(("3_pairs_in_16", "1_pairs_in_20", "2_pairs_in_12")):
+        assert metrics[f"val/accuracy/{name}"] == pytest.approx(right[setting == i].mean().item())
+    assert len(metrics) == 6
 
 
 def test_validation_loss_that_is_not_finite_is_an_error(tmp_path):

@@ -22,8 +22,8 @@ from tensorboard.summary.writer import event_file_writer
 
 from gla_ablate import fit, trial
 from gla_ablate.config import read_config, resolve, write_config
+from gla_ablate.data.drawn import Examples
 from gla_ablate.data.module import DataModule
-from gla_ablate.data.mqar import Examples
 from gla_ablate.errors import ConfigError
 from gla_ablate.model import count_parameters, flops_per_token, state_size
 from gla_ablate.module import AblationModule

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from gla_ablate.data.cache import prepared
 from gla_ablate.data.packing import Packed, PackedRows, pack, row_count
-from gla_ablate.data.source import DataSource
+from gla_ablate.data.source import DataSource, require
 from gla_ablate.errors import ConfigError
 
 Split = Literal["train", "val"]
@@ -63,6 +63,23 @@ class ByteCorpus(DataSource):
         self.prepare()
         folder, _ = self._prepared
         return PackedRows(folder / "val.arrow", limit=self.val_rows)
+
+    def check_longer(self, multiple: int) -> None:
+        row = multiple * self.seq_len
+        require(self.val_tokens >= row, "val_tokens", self.val_tokens, f"at least one row of {row} tokens")
+
+    def prepare_longer(self, longest: int) -> None:
+        tokens, row = self._prepared[1]["val"].tokens, longest * self.seq_len
+        if row_count(tokens, row) < 1:
+            raise ConfigError(
+                f"eval.lengths: got {longest}, but {self.name!r} has {tokens} bytes of val text, too few for one row "
+                f"of {longest} · data.seq_len = {row}; give more text, or a smaller length"
+            )
+
+    def longer_val(self, multiple: int, longest: int) -> PackedRows:
+        self.prepare_longer(longest)
+        folder, _ = self._prepared
+        return PackedRows(folder / "val.arrow", self.val_rows // longest, longest, multiple)
 
     def stamp(self) -> dict[str, Any]:
         _, packed = self._prepared

@@ -37,6 +37,7 @@ class DataModule(lightning.LightningDataModule):
         self.rank, self.world = rank, world
         self._train: Reader | None = None
         self._val: Reader | None = None
+        self._longer: Reader | None = None
 
     def prepare_data(self) -> None:
         self.source.prepare()
@@ -53,6 +54,13 @@ class DataModule(lightning.LightningDataModule):
         self._val = self._reader(rows, BatchSampler(SequentialSampler(rows), at_once, drop_last=False))
         return self._val
 
+    def longer_val_dataloader(self, multiple: int, longest: int) -> Reader:
+        """As `val_dataloader`, rows `multiple` times as long, each process as many tokens at a time, or one row."""
+        rows = self.source.longer_val(multiple, longest)
+        at_once = max(self.source.batch_size // self.accumulate // multiple, self.world)
+        self._longer = self._reader(rows, BatchSampler(SequentialSampler(rows), at_once, drop_last=False))
+        return self._longer
+
     def _reader(self, rows: Rows, batches: Sampler[list[int]], parts: int = 1) -> Reader:
         if self.world > 1:
             rows, batches = Filled(rows), Shares(batches, self.rank, self.world)
@@ -64,7 +72,7 @@ class DataModule(lightning.LightningDataModule):
 
     def close(self) -> None:
         """End the threads that read."""
-        for reader in (self._train, self._val):
+        for reader in (self._train, self._val, self._longer):
             if reader is not None:
                 reader.close()
 

@@ -85,21 +85,33 @@ def row_count(tokens: int, seq_len: int) -> int:
 
 
 class PackedRows(Rows):
-    """The rows of a file that `pack` wrote, or `limit` of them evenly spaced over it."""
+    """The rows of a file that `pack` wrote, or `limit` of them evenly spaced over it.
 
-    def __init__(self, path: Path, limit: int | None = None) -> None:
+    With `span`, of `limit` spans of so many rows, each cut into longer rows of `join` neighbours, which are those that
+    `pack` would make of seq_len · join: all `join` that divide `span` give the same tokens, by other contexts.
+    """
+
+    def __init__(self, path: Path, limit: int | None = None, span: int = 1, join: int = 1) -> None:
         import datasets
 
         self._table = datasets.Dataset.from_file(str(path)).with_format("numpy")
-        self._count = len(self._table) if limit is None else min(limit, len(self._table))
+        self._span, self._join = span, join
+        self._all = len(self._table) // span  # spans that there are
+        self._spans = self._all if limit is None else min(limit, self._all)
 
     def __len__(self) -> int:
-        return self._count
+        return self._spans * (self._span // self._join)
 
     def __getitem__(self, rows: int | list[int]) -> dict[str, Tensor]:
-        spaced = np.asarray(rows) * len(self._table) // self._count
-        tokens = torch.from_numpy(self._table[spaced.tolist()]["tokens"].astype(np.int64))  # [..., seq_len + 1]
-        return {"inputs": tokens[..., :-1].contiguous(), "targets": tokens[..., 1:].contiguous()}
+        spans, place = np.divmod(np.asarray(rows), self._span // self._join)
+        first = spans * self._all // self._spans * self._span + place * self._join
+        parts = first[..., None] + np.arange(self._join)  # [..., join]
+        tokens = self._table[parts.ravel().tolist()]["tokens"].astype(np.int64)  # [rows · join, seq_len + 1]
+
+        def joined(x: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(x).reshape(*first.shape, -1))  # [..., join · seq_len]
+
+        return {"inputs": joined(tokens[:, :-1]), "targets": joined(tokens[:, 1:])}
 
 
 def hashed_to_validation(name: str, fraction: float) -> bool:

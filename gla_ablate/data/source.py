@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,10 +15,12 @@ IGNORED = -100  # a target that no loss and no metric counts; the default of tor
 
 
 class Rows(Dataset[dict[str, Tensor]], ABC):
-    """Rows of `seq_len` tokens. `rows[i]` is one row, `rows[[i, j, …]]` a batch read at once.
+    """Rows of one length, which is `seq_len`; in validation it may be another. `rows[i]` is one row, `rows[[i, j, …]]`
+    a batch read at once.
 
     Both give `{"inputs": int64 [..., seq_len], "targets": int64 [..., seq_len]}`; `targets[..., t]` is what the model
-    should predict after reading `inputs[..., : t + 1]`, or `IGNORED`.
+    should predict after reading `inputs[..., : t + 1]`, or `IGNORED`. Of a source with `val_settings`, validation gives
+    "setting" as well, int64 [...]: which of them a row is of.
     """
 
     @abstractmethod
@@ -37,7 +39,14 @@ class DataSource(ABC):
 
     vocab_size: int
     bytes_per_token: float | None  # None where bits per byte makes no sense
-    labelled_share: float = 1.0  # of tokens, with a target that counts
+    labelled_share: float = 1.0  # of training tokens, with a target that counts; expected, where rows differ
+    val_settings: tuple[str, ...] = ()  # of a task that validates several, each for an accuracy of its own
+    _options: dict[str, Any]  # that it was built with
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        source = super().__new__(cls)
+        source._options = options
+        return source
 
     def __init__(self, seq_len: int, batch_size: int, val_tokens: int) -> None:
         """`batch_size` rows of `seq_len` tokens a training step; validation reads `val_tokens` tokens at most, so that
@@ -47,6 +56,7 @@ class DataSource(ABC):
         require(val_tokens >= seq_len, "val_tokens", val_tokens, f"at least one row of {seq_len} tokens")
         self.seq_len = seq_len
         self.batch_size = batch_size
+        self.val_tokens = val_tokens
         self.val_rows = val_tokens // seq_len  # at most
 
     @abstractmethod
@@ -62,6 +72,28 @@ class DataSource(ABC):
     @abstractmethod
     def val(self) -> Rows:
         """The same rows for every seed and batch size."""
+
+    def at_length(self, seq_len: int) -> Self:
+        """The same source with rows of another length. Raises `ConfigError` for one that it can't make."""
+        return type(self)(**self._options | {"seq_len": seq_len})
+
+    def check_longer(self, multiple: int) -> None:
+        """That there are validation rows of `multiple · seq_len` tokens, as far as that shows without reading. Raises
+        `ConfigError`."""
+        longer = self.at_length(multiple * self.seq_len)
+        if longer.vocab_size != self.vocab_size:
+            raise ConfigError(f"its rows have {longer.vocab_size} words there, and {self.vocab_size} in training")
+
+    def prepare_longer(self, longest: int) -> None:
+        """As `prepare`, for validation rows up to `longest · seq_len` tokens long. Raises `ConfigError` for data that
+        are too small for one."""
+        self.check_longer(longest)
+
+    def longer_val(self, multiple: int, longest: int) -> Rows:
+        """Validation rows of `multiple · seq_len` tokens, `val_tokens` tokens of them at most; `longest` is the largest
+        multiple that will be asked for: a text is cut so that all have the same tokens. As drawn by default, which
+        gives a task's longer rows what its options say of one row."""
+        return self.val if multiple == 1 else self.at_length(multiple * self.seq_len).val
 
     @abstractmethod
     def stamp(self) -> dict[str, Any]:
@@ -87,6 +119,24 @@ def check_data(config: dict[str, Any]) -> dict[str, Any]:
     resolved = {"name": name, **DATA.resolve(name, options, "data")}
     build_source(resolved)
     return resolved
+
+
+def check_lengths(config: dict[str, Any], lengths: list[int]) -> list[int]:
+    """`eval.lengths`, in order, for the resolved `data:` part `config`. Raises `ConfigError` that names the length."""
+    source = build_source(config) if lengths else None
+    for i, multiple in enumerate(lengths):
+        key = f"eval.lengths[{i}]"
+        if multiple < 1:
+            raise ConfigError(f"{key}: got {multiple}, takes a whole number from 1, times data.seq_len")
+        if multiple in lengths[:i]:
+            raise ConfigError(f"{key}: {multiple} stands twice")
+        assert source is not None
+        try:
+            source.check_longer(multiple)
+        except ConfigError as error:
+            at = f"{multiple} times data.seq_len, rows of {multiple * source.seq_len} tokens"
+            raise ConfigError(f"{key}: got {at}: {error}") from error
+    return sorted(lengths)
 
 
 def build_source(config: dict[str, Any]) -> DataSource:

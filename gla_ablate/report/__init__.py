@@ -7,6 +7,7 @@
 - `effects.csv`, what each factor does, and `pairs.csv`, which points differ, both with intervals over seeds;
 - figures: `curves.png`, the curves with a band over seeds; `metric.png`, the metric of every point with its seeds;
   `effects.png`, what each factor does; `heatmap.png`, two factors at once; `cost.png`, the metric against its cost;
+  with `eval.lengths` also `lengths.csv`, a row per grid point and length, and `lengths.png`;
 - `tensorboard/`, the same for TensorBoard (`board`);
 - `report.md`, which opens with the answer and embeds the rest, and `report.html`, the same in one file.
 
@@ -54,6 +55,7 @@ def write_report(experiment_dir: Path, console: Console | None = None) -> None:
         ("results.csv", csvs.results_csv(found)),
         ("best.csv", csvs.best_csv(found)),
         ("trials.csv", csvs.trials_csv(experiment)),
+        ("lengths.csv", csvs.lengths_csv(found)),
         ("effects.csv", csvs.effects_csv(found)),
         ("pairs.csv", csvs.pairs_csv(found)),
         ("report.md", markdown(blocks)),
@@ -76,6 +78,14 @@ PLOTS = (
         "The first fifth of training may leave a panel.",
     ),
     ("metric.png", plots.metric_by_point, "Each tick is a seed, the disc their mean, the bar ± one sample std."),
+    (
+        "lengths.png",
+        plots.at_lengths,
+        "Evaluation at lengths that nothing was trained on, in multiples of the length of training, which the dashed "
+        "line marks: the mean over all positions of rows of each length; and by position in the longest rows, each "
+        "place the mean since the one before. Mean over seeds; the band reaches from the lowest seed to the highest. "
+        "What is much worse than the rest leaves a panel.",
+    ),
     (
         "effects.png",
         plots.factor_effects,

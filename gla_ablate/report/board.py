@@ -37,6 +37,8 @@ from gla_ablate.hparams import column_types, columns_of
 from gla_ablate.report.document import PLOTS, Block, Image
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.labels import TAG_LABELS, Labels, identity
+from gla_ablate.report.lengths import MEASURES, curves_by_position, multiples
+from gla_ablate.report.lengths import tag as at_tag
 from gla_ablate.report.markdown import markdown
 from gla_ablate.report.plots.curves import line_of
 from gla_ablate.report.points import Point, ranked
@@ -45,7 +47,7 @@ from gla_ablate.report.trials import Experiment, Settings, Trial, read_metrics
 VARIANTS = 20  # with curves; of more, the best, and the best one's baseline
 RUNS = 40  # of more, TensorBoard shows none until asked to
 LAYERS = 16  # with a chart of their gates' memory
-OWN = re.compile(r"gate/|hp/|lr$")  # tags that aren't compared as curves
+OWN = re.compile(r"gate/|hp/|lr$|eval/\w+_at_")  # tags that aren't compared as curves
 ALSO = ("val/loss", "val/bpb", "val/accuracy", "train/tokens_per_s")  # columns of HParams after the metric
 KINDS = {
     bool: api_pb2.DATA_TYPE_BOOL,
@@ -152,11 +154,13 @@ def run_name(label: str) -> str:
 
 
 def with_all_curves(experiment_dir: Path, point: Point) -> Point:
-    """The point with every curve that its trials logged, not only those that the report's figures show."""
+    """The point with every curve that its trials logged, not only those that the report's figures show, those by
+    position among them."""
     trials = []
     for trial in point.trials:
         metrics = read_metrics(experiment_dir / trial.id / "metrics.csv")
-        trials.append(replace(trial, curves=dict(iter(metrics.groupby("metric")[["step", "value"]]))))
+        curves = dict(iter(metrics.groupby("metric")[["step", "value"]])) | curves_by_position(trial)
+        trials.append(replace(trial, curves=curves))
     return replace(point, trials=trials)
 
 
@@ -262,6 +266,7 @@ def hparams_value(experiment: Experiment) -> Summary.Value:
     ]
     logged: set[str] = set().union(*(trial.tags for trial in experiment.trials))
     tags = [tag for tag in (experiment.settings.metric, *ALSO) if tag in logged]
+    tags += [tag for kind in MEASURES for m in multiples(experiment.trials) if (tag := at_tag(kind, m)) in logged]
     metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in dict.fromkeys(tags)]
     about = api_pb2.Experiment(hparam_infos=infos, metric_infos=metrics)
     return Summary.Value(

@@ -3,6 +3,7 @@
 `results.csv`   a row per grid point, in grid order
 `best.csv`      with `best_over`, a row per variant in grid order, at its best: as results.csv, the difference to the
                 baseline at its own best, `tried` values
+`lengths.csv`   with `eval.lengths`, a row per grid point, length and measure: mean and std over seeds
 `trials.csv`    a row per trial, in grid order
 `effects.csv`   a row per factor and value: mean, and the effect against the reference, all else the same
 `pairs.csv`     a row per pair of points that are compared: point − other, with its interval and the verdict on `point`
@@ -18,6 +19,7 @@ from gla_ablate.report.effects import NOTHING_IN_COMMON, Effect
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.intervals import Interval, verdict
 from gla_ablate.report.labels import identity, value_text
+from gla_ablate.report.lengths import MEASURES, at_length, multiples, row_length, tag
 from gla_ablate.report.points import Point
 from gla_ablate.report.trials import Experiment
 
@@ -56,6 +58,20 @@ def point_row(p: Point, experiment: Experiment) -> dict[str, Any]:
         }
         | dict(zip(("delta_low", "delta_high"), ends(None if p.is_baseline else p.against), strict=True))
     )
+
+
+def lengths_csv(found: Findings) -> str | None:
+    """None where nothing was evaluated at a length. `multiple` is of the length of training, `tokens` a row's."""
+    rows = [
+        {factor: plain(point.values.get(factor)) for factor in found.experiment.factors}
+        | {"multiple": multiple, "tokens": row_length(point, multiple), "metric": tag(measure, multiple)}
+        | {"mean": at.mean, "std": at.std, "n": at.n}
+        for point in found.grid
+        for measure in MEASURES
+        for multiple in multiples(point.trials)
+        if (at := at_length(point, measure, multiple))
+    ]
+    return written(rows) if rows else None
 
 
 def trials_csv(experiment: Experiment) -> str:

@@ -21,6 +21,8 @@ TAG_LABELS = {  # in the order in which charts follow each other
     "train/mfu": "model FLOPs utilisation",
     "train/data_wait_ms": "waiting for data (ms/step)",
     "lr": "learning rate",
+    "eval/loss_by_position": "loss by position in the longest rows (nats/token)",
+    "eval/accuracy_by_position": "accuracy by position in the longest rows",
 }
 
 UNCHANGED = "unchanged"  # from what the experiment sets for all trials

@@ -23,6 +23,7 @@ from gla_ablate.report.document import (
 )
 from gla_ablate.report.findings import ALL_PAIRS, Findings
 from gla_ablate.report.labels import identity
+from gla_ablate.report.lengths import measured, row_length
 from gla_ablate.report.provenance import WORDS, provenance, shares
 from gla_ablate.report.words import answer, at_best, chosen_names, left_out, notes, question
 
@@ -35,7 +36,7 @@ def document(found: Findings, images: Sequence[Image]) -> list[Block]:
     blocks: list[Block] = [Heading(experiment.name, 1), Paragraph(question(found), "question")]
     blocks += [Paragraph((answer(found),), "answer"), *(Paragraph((note,), "note") for note in notes(found))]
     blocks += results(found)
-    blocks += best_values(found) + effects(found) + differences(found)
+    blocks += best_values(found) + other_lengths(found) + effects(found) + differences(found)
     if images:
         blocks += [PLOTS, *images]
     if tables.leftovers(experiment):
@@ -86,6 +87,24 @@ def best_values(found: Findings) -> list[Block]:
         " that is reported, which flatters every variant, and one with more values the most.",
     )
     return [Heading(f"Best {name} for each variant", 2), said, *limited(tables.best_of(found), "results.csv")]
+
+
+def other_lengths(found: Findings) -> list[Block]:
+    """The table of `eval.lengths`; nothing without them."""
+    columns = tables.at_lengths(found)
+    if not columns:
+        return []
+    trained = sorted({n for point in found.shown if (n := row_length(point, 1)) is not None})
+    length = f"{trained[0]} tokens" if len(trained) == 1 else "the length that the point trained on"
+    what = "nats a token" if measured(found) == "loss" else "the share of targets that come out right"
+    said = text(
+        f"Evaluation of the trained models, {what}, on rows so many times as long as in training: 1× is {length}. "
+        "On text all lengths are judged on the same tokens, which are other ones than val/loss's where that reads only "
+        "a part of the text. Mean ± sample std over the seeds that count. In full precision: ",
+        Link("lengths.csv"),
+        "; by position in a row, each trial's positions.csv.",
+    )
+    return [Heading("At other lengths than trained on", 2), said, *limited(columns, "lengths.csv")]
 
 
 def effects(found: Findings) -> list[Block]:

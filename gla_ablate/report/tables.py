@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,8 @@ from gla_ablate.report.document import Column
 from gla_ablate.report.effects import NOTHING_IN_COMMON, Effect
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.intervals import Interval, verdict
-from gla_ablate.report.labels import Labels, fixed, identity, si, signed, value_text
+from gla_ablate.report.labels import Labels, decimals, fixed, identity, si, signed, value_text
+from gla_ablate.report.lengths import at_length, measured, multiples
 from gla_ablate.report.points import Point, paired
 from gla_ablate.report.trials import Experiment, Settings, Trial
 from gla_ablate.status import FAILED
@@ -57,6 +59,18 @@ def best_of(found: Findings) -> list[Column]:
             cells = ["" if p is None else mean_text(p, found.places, 0) for p in at]
             columns.append(Column(header, cells))
     return [column for column in columns if any(column.cells)]
+
+
+def at_lengths(found: Findings) -> list[Column]:
+    """A row per point, best first, and a column per length; nothing without `eval.lengths`."""
+    measure, rows = measured(found), found.ranked
+    lengths = multiples([trial for point in rows for trial in point.trials])
+    cells = {m: [at_length(point, measure, m) for point in rows] for m in lengths}
+    known = [at for column in cells.values() for at in column if at is not None and math.isfinite(at.mean)]
+    places = decimals([at.mean for at in known], [at.std for at in known])
+    columns = [factor_column(factor, rows, found.labels) for factor in found.labels.varying]
+    columns += [Column(f"{m}×", ["" if at is None else at.text(places) for at in cells[m]]) for m in lengths]
+    return columns if any(any(column) for column in cells.values()) else []
 
 
 def effect_of(effect: Effect, found: Findings) -> list[Column]:

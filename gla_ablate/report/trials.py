@@ -1,7 +1,7 @@
 """What an experiment's folder says: its grid, and for each trial its state, curves, result and stamp.
 
-Reads `experiment.json` and each trial's `status.json`, `metrics.csv`, `result.json` and `stamp.json`, and where the
-baseline has a key that the grid doesn't vary, `config.yaml`; nothing else.
+Reads `experiment.json` and each trial's `status.json`, `metrics.csv`, `positions.csv`, `result.json` and `stamp.json`,
+and where the baseline has a key that the grid doesn't vary, `config.yaml`; nothing else.
 A trial that still runs may be read: a half-written last line of `metrics.csv` is left out.
 """
 
@@ -21,6 +21,15 @@ from gla_ablate.grid import flatten
 from gla_ablate.status import FAILED, STATUSES, read_json
 from gla_ablate.yaml_io import read_yaml
 
+POSITIONS: dict[str, Any] = {
+    "multiple": "int64",
+    "start": "int64",
+    "end": "int64",
+    "tokens": "int64",
+    "loss": "float64",
+    "accuracy": "float64",
+}  # columns of positions.csv
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -34,8 +43,9 @@ class Settings:
 
     @property
     def panels(self) -> list[str]:
-        """Tags that get a panel of curves, the metric last."""
-        return [tag for tag in ("train/loss", "val/loss") if tag != self.metric] + [self.metric]
+        """Tags that get a panel of curves, the metric last, unless it has one value a trial."""
+        others = [tag for tag in ("train/loss", "val/loss") if tag != self.metric]
+        return others if self.metric.startswith("eval/") else [*others, self.metric]
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class Trial:
     config: dict[str, Any] | None  # of the baseline's keys that some point doesn't set; None where unknown or not asked
     result: dict[str, Any]
     stamp: dict[str, Any]
+    at_lengths: dict[str, float] = field(default_factory=dict)  # eval/loss_at_4x and the like → value
+    positions: pd.DataFrame | None = None  # `positions.csv`; None without one
 
     @property
     def counts(self) -> bool:
@@ -116,6 +128,8 @@ def load_trial(
         config=read_config(folder / "config.yaml", keys) if keys else None,
         result=result,
         stamp=stamp,
+        at_lengths={tag: float(by_tag[tag]["value"].iloc[-1]) for tag in by_tag if tag.startswith("eval/")},
+        positions=read_positions(folder / "positions.csv"),
     )
 
 
@@ -161,6 +175,15 @@ def read_config(path: Path, keys: Set[str]) -> dict[str, Any] | None:
     except ConfigError:
         return None
     return {key: values[key] for key in values.keys() & keys}
+
+
+def read_positions(path: Path) -> pd.DataFrame | None:
+    """`positions.csv` (`lengths.py`); None if there is none, or none that can be read."""
+    try:
+        frame = pd.read_csv(path, dtype=POSITIONS)
+        return frame[list(POSITIONS)]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def read_metrics(path: Path) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from gla_ablate.data import build_source, check_data
 from gla_ablate.data.mqar import draw_examples
@@ -75,7 +76,7 @@ def test_each_key_is_asked_once_at_an_even_distance_behind_the_context(sizes):
 def test_gaps_follow_the_power_law(power):
     targets = np.concatenate(
         [
-            draw_examples(np.random.default_rng(block), seq_len=22, vocab_size=16, pairs=1, power=power)[1]
+            draw_examples(np.random.default_rng(block), 256, seq_len=22, vocab_size=16, pairs=1, power=power)[1]
             for block in range(80)
         ]
     )
@@ -121,6 +122,7 @@ def test_the_source_says_what_a_model_needs_to_know():
         ({"vocab_size": 8}, r"data\.vocab_size.*8.*10"),
         ({"vocab_size": 10**17}, r"data\.vocab_size.*at most"),
         ({"power": 0}, r"data\.power"),
+        ({"power": float("inf")}, r"data\.power.*inf"),
         ({"train_examples": 10}, r"data\.train_examples.*10.*64"),
         ({"pair": 4}, r"data\.pair:.*did you mean 'pairs'"),
         ({"pairs": True}, r"data\.pairs.*True"),
@@ -129,3 +131,86 @@ def test_the_source_says_what_a_model_needs_to_know():
 def test_wrong_options_name_their_key(options, message):
     with pytest.raises(ConfigError, match=message):
         check_data({"name": "mqar", **options})
+
+
+MIXED = {
+    "vocab_size": 24,
+    "seq_len": 16,
+    "pairs": [1, 1, 2, 3],
+    "lengths": [8, 8, 10, 14],
+    "val_pairs": [2, 5],
+    "val_lengths": [9, 24],
+    "val_tokens": 24 * 300,
+}
+
+
+def mixed(**options):
+    return build_source(check_data({"name": "mqar", "batch_size": 4, "train_examples": 600, **MIXED, **options}))
+
+
+def test_a_mixtures_examples_take_turns_and_end_with_zeros():
+    train = mixed().train
+    for setting, (length, pairs) in enumerate(zip(MIXED["lengths"], MIXED["pairs"], strict=True)):
+        inputs, targets = train.inputs[setting::4], train.targets[setting::4]
+        assert inputs.shape == targets.shape == (150, 16)
+        assert (inputs[:, length:] == 0).all() and (inputs[:, :length] > 0).all()
+        assert ((targets != -100).sum(axis=1) == pairs).all() and (targets[:, length:] == -100).all()
+        for row in range(150):
+            assert solve(inputs[row, :length].tolist(), pairs) == targets[row, :length].tolist()
+
+
+def test_a_mixtures_settings_come_up_as_often_as_they_are_listed():
+    source = mixed(train_examples=256)
+    assert (source.train.targets != -100).mean() == source.labelled_share == 7 / (4 * 16)
+
+
+def test_validation_may_be_in_other_settings_whose_rows_say_which_they_are_of():
+    source = mixed()
+    assert source.val_settings == ("2_pairs_in_9", "5_pairs_in_24")
+    batch = source.val[[0, 1, 2, 255, 256, 299]]
+    assert batch["inputs"].shape == batch["targets"].shape == (6, 24)
+    assert batch["setting"].tolist() == [0, 1, 0, 1, 0, 1]
+    assert ((batch["targets"] != -100).sum(1) == torch.tensor([2, 5])[batch["setting"]]).all()
+    assert source.val[1]["setting"] == 1
+    assert set(source.train[[0, 1]]) == {"inputs", "targets"}
+
+
+def test_without_settings_of_its_own_validation_has_those_of_training_each_once():
+    source = mixed(val_pairs=None, val_lengths=None)
+    assert source.val_settings == ("1_pairs_in_8", "2_pairs_in_10", "3_pairs_in_14")
+    assert source.val.inputs.shape == (450, 16)
+    assert mixed(pairs=[4], lengths=None, val_pairs=None, val_lengths=None).val_settings == ()
+
+
+def test_one_setting_in_a_list_is_that_setting():
+    config = {"name": "mqar", "vocab_size": 64, "train_examples": 300}
+    assert build_source(check_data({**config, "pairs": [4]})).stamp() == build_source(check_data(config)).stamp()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": [8, 8, 10]}, r"data\.lengths.*as many as pairs, 4"),
+        ({"pairs": 1}, r"data\.lengths.*as many as pairs, 1"),
+        ({"pairs": []}, r"data\.pairs.*from 1 to 256"),
+        ({"pairs": [1, 0, 2, 3]}, r"data\.pairs.*at least 1"),
+        ({"pairs": [1, 1, 3, 3]}, r"data\.lengths: got 10, takes at least 12, for 3 pairs"),
+        ({"lengths": [8, 8, 10, 17]}, r"data\.seq_len: got 16, takes at least 17"),
+        ({"val_pairs": None}, r"data\.val_lengths.*null without val_pairs"),
+        ({"val_lengths": None}, r"data\.seq_len: got 16, takes at least 20, for 5 pairs"),
+        ({"val_lengths": [9, 19]}, r"data\.val_lengths: got 19, takes at least 20, for 5 pairs"),
+        ({"val_pairs": [2, 0]}, r"data\.val_pairs.*at least 1"),
+        ({"val_tokens": 47}, r"data\.val_tokens: got 47, takes at least 48, for 2 rows of 24"),
+        ({"vocab_size": 11}, r"data\.vocab_size: got 11, takes at least 12, for 5 different keys"),
+        ({"pairs": "4"}, r"data\.pairs.*'4'.*int \| list"),
+    ],
+)
+def test_a_mixture_that_cannot_be_made_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        mixed(**options)
+
+
+def test_settings_that_fix_the_length_of_rows_have_no_other():
+    mixed(val_lengths=None, val_pairs=[2, 3]).check_longer(4)
+    with pytest.raises(ConfigError, match=r"data\.val_lengths.*null where eval\.lengths"):
+        mixed().check_longer(1)

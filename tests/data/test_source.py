@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gla_ablate.data import DATA, build_source, check_data
+from gla_ablate.data import DATA, build_source, check_data, check_lengths
 from gla_ablate.data.source import IGNORED
 from gla_ablate.errors import ConfigError
 from gla_ablate.yaml_io import read_yaml
@@ -20,7 +20,11 @@ PARTS = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 def config(request, write):
     """The smallest config of each source, on local data."""
     text = write("corpus/train/text.txt", b"A line of text, and another one.\n" * 200)
-    required = {"text": {"files": [text]}, "hub": {"path": str(Path(text).parent)}}
+    required = {
+        "text": {"files": [text]},
+        "hub": {"path": str(Path(text).parent)},
+        "selective_copying": {"copied": 8},
+    }
     return {"name": request.param, "seq_len": 32, "batch_size": 4, **required.get(request.param, {})}
 
 
@@ -30,12 +34,13 @@ def test_shipped_parts_say_what_they_are_and_pass_the_check(part, monkeypatch):
     assert part.read_text().startswith("# ")
     values = read_yaml(part)
     assert list(values) == ["data"]
-    assert values["data"]["name"] == part.stem
+    name = values["data"]["name"]
+    assert part.stem == name or part.stem.startswith(f"{name}_")
     assert values["data"].items() <= check_data(values["data"]).items()
 
 
 def test_each_source_has_a_shipped_part():
-    assert [part.stem for part in PARTS] == DATA.names()
+    assert set(DATA.names()) <= {part.stem for part in PARTS}
 
 
 def test_a_checked_config_is_complete_and_checks_again_to_itself(config):
@@ -54,7 +59,8 @@ def test_rows_have_the_promised_form(config):
                 assert tokens.shape == shape and tokens.dtype == torch.int64
             assert batch["inputs"].min() >= 0 and batch["inputs"].max() < source.vocab_size
             assert batch["targets"].max() < source.vocab_size
-            assert (batch["targets"] != IGNORED).double().mean() == pytest.approx(source.labelled_share)
+    rows = source.train[list(range(min(len(source.train), 2000)))]
+    assert (rows["targets"] != IGNORED).double().mean() == pytest.approx(source.labelled_share, rel=0.02)
 
 
 def test_validation_is_capped_in_tokens_and_the_same_for_every_batch_size(config):
@@ -62,6 +68,26 @@ def test_validation_is_capped_in_tokens_and_the_same_for_every_batch_size(config
     first, second = (source.val for source in sources)
     assert len(first) == len(second) == 3
     assert torch.equal(first[[0, 1, 2]]["inputs"], second[[0, 1, 2]]["inputs"])
+
+
+def test_longer_validation_rows_are_as_many_times_longer_within_the_tokens_or_refused_by_their_length(config):
+    resolved = check_data({**config, "val_tokens": 200})
+    try:
+        assert check_lengths(resolved, [3, 1]) == [1, 3]
+    except ConfigError as error:  # of a task that has no such rows
+        assert str(error).startswith("eval.lengths[0]: got 3 times data.seq_len, rows of 96 tokens: ")
+        return
+    source = build_source(resolved)
+    source.prepare()
+    source.prepare_longer(3)
+    longer, again = (source.longer_val(3, 3) for _ in range(2))
+    assert len(longer) == 2 and len(source.longer_val(1, 3)) == 6
+    for tokens, same in zip(longer[[0, 1]].values(), again[[0, 1]].values(), strict=True):
+        assert tokens.shape == (2, 96) and tokens.dtype == torch.int64 and tokens.max() < source.vocab_size
+        assert torch.equal(tokens, same)
+    assert longer[1]["inputs"].shape == (96,) and (longer[[0, 1]]["targets"] != IGNORED).any(1).all()
+    with pytest.raises(ConfigError, match=r"^eval\.lengths\[1\]: got 7 times data\.seq_len, rows of 224 tokens: "):
+        check_lengths(resolved, [1, 7])
 
 
 def test_the_stamp_identifies_what_was_read(config):

@@ -1,11 +1,9 @@
 """Figures: what is drawn, in which colour, and that names never overlap."""
 
-import io
 import itertools
 import json
 import math
 
-import matplotlib.image
 import numpy as np
 import pytest
 
@@ -18,19 +16,11 @@ from gla_ablate.report.plots.factors import block
 from gla_ablate.report.plots.heatmap import means, side
 from gla_ablate.report.plots.style import GREY, colours_of, in_order, shown_range, spread
 from gla_ablate.report.trials import load
+from tests.pictures import pixels, shows
 
 
 def drawn(folder, report=None):
     return find(load(folder.save(report)))
-
-
-def pixels(image):
-    return matplotlib.image.imread(io.BytesIO(image), format="png")[..., :3]
-
-
-def shows(image, colour):
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return bool((np.abs(pixels(image) - wanted).max(axis=-1) < 0.01).any())
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 30])
