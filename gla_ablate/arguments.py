@@ -15,10 +15,11 @@ from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.launch.slurm_options import slurm_option
 
 LAUNCHERS = ("local", "ray", "slurm")
+FORMATS = ("gla_ablate", "fla")
 # What goes with a command on one folder; nothing else does, and they with nothing else.
 COMPANIONS = {
     "generate": ("prompt", "prompt_file", "tokens", "temperature", "top_k", "top_p", "seed"),
-    "export": ("to",),
+    "export": ("to", "format"),
 }
 
 
@@ -79,7 +80,15 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument("--top-p", type=_probability, metavar="P", help="draw from the likeliest that make up P together")
     text.add_argument("--seed", type=_from(0), metavar="N", help="of what is drawn (default: 0)")
     weights = made.add_argument_group("with --export")
-    weights.add_argument("--to", type=Path, metavar="DIR", help="where to (default: RUN_FOLDER/export)")
+    weights.add_argument(
+        "--to", type=Path, metavar="DIR", help="where to (default: RUN_FOLDER/export, or RUN_FOLDER/fla)"
+    )
+    weights.add_argument(
+        "--format",
+        type=_format,
+        metavar="gla_ablate|fla",
+        help="for this package (default), or for flash-linear-attention's GLAForCausalLM.from_pretrained",
+    )
     return made
 
 
@@ -114,6 +123,12 @@ def _number(text: str, allows: Callable[[float], bool], takes: str) -> float:
 def _launcher(text: str) -> str:
     if text not in LAUNCHERS:
         raise argparse.ArgumentTypeError(f"got {text!r}, takes local, ray or slurm{nearest(text, LAUNCHERS)}")
+    return text
+
+
+def _format(text: str) -> str:
+    if text not in FORMATS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes gla_ablate or fla{nearest(text, FORMATS)}")
     return text
 
 

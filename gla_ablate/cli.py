@@ -130,7 +130,12 @@ def _export(given: argparse.Namespace, console: Console) -> int:
     from gla_ablate.export import export
     from gla_ablate.loading import WEIGHTS
 
-    folder = export(given.export, given.to)
+    if given.format == "fla":
+        from gla_ablate.interop.fla import export_to_fla
+
+        folder = export_to_fla(given.export, given.to)
+    else:
+        folder = export(given.export, given.to)
     size = (folder / WEIGHTS).stat().st_size / 2**20
     console.print(f"{folder / WEIGHTS}: {size:,.1f} MiB", highlight=False, markup=False, soft_wrap=True)
     return 0

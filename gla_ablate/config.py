@@ -43,6 +43,7 @@ class ModelConfig:
     ffn_ratio: float = 8 / 3  # SwiGLU width / dim, before rounding up
     ffn_multiple: int = 32  # the SwiGLU width is rounded up to a multiple of this
     tie_embeddings: bool = False
+    norm_eps: float = 1e-5  # of every RMSNorm; FLA's configs have 1e-6 by default
     # tokens a chunk of the op, or auto, the fastest: changes speed, never the result beyond rounding
     chunk_size: int | Literal["auto"] = "auto"
     backend: str = "auto"  # of the op: auto | triton | torch
@@ -131,6 +132,7 @@ RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "model.expand_v": ("a number above 0, to 1000", lambda x: 0 < x <= 1000),
     "model.ffn_ratio": ("a number above 0, to 1000", lambda x: 0 < x <= 1000),
     "model.ffn_multiple": ("a whole number from 1 to 1,048,576", lambda x: 1 <= x <= 2**20),
+    "model.norm_eps": ("a number above 0, to 1", lambda x: 0 < x <= 1),
     "optim.lr": ("a number above 0", lambda x: 0 < x < math.inf),
     "optim.weight_decay": ("a number from 0", lambda x: 0 <= x < math.inf),
     "optim.warmup_steps": ("a whole number from 0 to 10^12", lambda x: 0 <= x <= MANY),

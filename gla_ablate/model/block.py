@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gla_ablate.config import ModelConfig
 from gla_ablate.model.gates import Gate
 from gla_ablate.model.mixer import GLAMixer
-from gla_ablate.model.norm import NORM_EPS, rms_norm
+from gla_ablate.model.norm import rms_norm
 from gla_ablate.model.recompute import Recompute, RunBlock, run_block
 from gla_ablate.model.shapes import ffn_width
 from gla_ablate.model.softmax import SoftmaxMixer, cast_once
@@ -42,9 +42,10 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, gate: Gate | None) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
+        self.eps = config.norm_eps
+        self.mixer_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mixer = SoftmaxMixer(config) if gate is None else GLAMixer(config, gate)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn = SwiGLU(config)
         self.train_with(run_block, "none")
 
@@ -59,5 +60,5 @@ class Block(nn.Module):
         return self.layers(x, cache)
 
     def layers(self, x: Tensor, cache: Any = None) -> Tensor:
-        x = x + self.mixer(rms_norm(x, self.mixer_norm.weight), cache)
-        return x + self.ffn(rms_norm(x), self.ffn_norm.weight)
+        x = x + self.mixer(rms_norm(x, self.mixer_norm.weight, self.eps), cache)
+        return x + self.ffn(rms_norm(x, None, self.eps), self.ffn_norm.weight)

@@ -11,7 +11,6 @@ from gla_ablate.config import ModelConfig
 from gla_ablate.model.block import Block
 from gla_ablate.model.gates import Gate
 from gla_ablate.model.initialise import initialise, seeded
-from gla_ablate.model.norm import NORM_EPS
 from gla_ablate.model.recompute import Recompute, compiled_block, run_block
 from gla_ablate.model.shapes import build_gates
 
@@ -28,10 +27,11 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, gates: list[Gate | None]) -> None:
         super().__init__()
+        self.config = config
         # Without nn.Embedding's own draw: it is not needed, and on the meta device it loads torch's compiler (1.3 s).
         self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, config.dim), freeze=False)
         self.blocks = nn.ModuleList(Block(config, gate) for gate in gates)
-        self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight

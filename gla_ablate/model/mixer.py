@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gla_ablate.config import ModelConfig
 from gla_ablate.model.gates import Decay, Gate
-from gla_ablate.model.norm import NORM_EPS, rms_norm
+from gla_ablate.model.norm import rms_norm
 from gla_ablate.model.rotary import rotate, rotations
 from gla_ablate.model.shapes import key_width, value_width
 from gla_ablate.model.short_conv import ShortConv
@@ -47,13 +47,13 @@ class GLAMixer(nn.Module):
     def __init__(self, config: ModelConfig, gate: Gate) -> None:
         super().__init__()
         self.heads, self.chunk_size, self.backend = config.heads, config.chunk_size, config.backend
-        self.short_conv, self.rope = config.short_conv, config.rope
+        self.short_conv, self.rope, self.eps = config.short_conv, config.rope, config.norm_eps
         self.q_proj = nn.Linear(config.dim, key_width(config), bias=False)
         if not gate.own_keys:
             self.k_proj = nn.Linear(config.dim, key_width(config), bias=False)
         self.v_proj = nn.Linear(config.dim, value_width(config), bias=False)
         self.gate = gate
-        self.norm = nn.RMSNorm(value_width(config) // config.heads, eps=NORM_EPS)
+        self.norm = nn.RMSNorm(value_width(config) // config.heads, eps=config.norm_eps)
         self.output_gate_proj = nn.Linear(config.dim, value_width(config), bias=False)
         self.out_proj = nn.Linear(value_width(config), config.dim, bias=False)
         if self.short_conv:
@@ -89,9 +89,11 @@ class GLAMixer(nn.Module):
             o = self.attend_on(q, k, v, g, gv, cache)
         swish = F.silu(self.output_gate_proj(y))
         if not torch.is_grad_enabled():
-            return self.out_proj(rms_norm(o, self.norm.weight).flatten(-2) * swish)
+            return self.out_proj(rms_norm(o, self.norm.weight, self.eps).flatten(-2) * swish)
         # As in SwiGLU: the norm's weight on the side of the weights.
-        return F.linear(rms_norm(o).flatten(-2) * swish, self.out_proj.weight * self.norm.weight.repeat(self.heads))
+        return F.linear(
+            rms_norm(o, None, self.eps).flatten(-2) * swish, self.out_proj.weight * self.norm.weight.repeat(self.heads)
+        )
 
     def projected(self, name: str, y: Tensor, cache: RecurrentCache | None) -> Tensor:
         """ "q", "k" or "v" of y [B,T,dim], convolved if this layer does so: [B,T,H,·]."""
