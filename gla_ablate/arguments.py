@@ -34,6 +34,13 @@ def parser() -> argparse.ArgumentParser:
         "experiment", nargs="?", type=Path, help="a YAML such as experiments/quickstart.yaml, or one trial's folder"
     )
     made.add_argument("overrides", nargs="*", metavar="key=value", help="in every trial; it fixes an axis of the grid")
+    made.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a file of values over the experiment, before key=value, such as fast; results in a folder of its own",
+    )
     made.add_argument("--jobs", type=_from(1), help="trials at a time (default: one per GPU, else 2; 32 of SLURM's)")
     made.add_argument("--per-gpu", type=_from(1), metavar="N", help="trials at a time on each GPU (default: 1)")
     made.add_argument(

@@ -74,7 +74,7 @@ def _run(given: argparse.Namespace) -> int:
             raise ConfigError("which experiment? (such as experiments/quickstart.yaml; see python run.py --help)")
     else:
         try:
-            experiment = load_experiment(given.experiment, given.overrides)
+            experiment = load_experiment(given.experiment, given.overrides, given.part)
             grid = trials(experiment)
         except RecursionError as error:
             raise ConfigError(f"{given.experiment}: nested too deeply") from error
@@ -164,8 +164,8 @@ def _run_again(given: argparse.Namespace, console: Console) -> int:
     from gla_ablate.launch.again import run_again
 
     elsewhere = given.launcher != "local"
-    for name, value in {"key=value": given.overrides, "--launcher": elsewhere, "--slurm": given.slurm,
-                        "--jobs": given.jobs, "--per-gpu": given.per_gpu, "--out": given.out,
+    for name, value in {"key=value": given.overrides, "--part": given.part, "--launcher": elsewhere,
+                        "--slurm": given.slurm, "--jobs": given.jobs, "--per-gpu": given.per_gpu, "--out": given.out,
                         "--retry-failed": given.retry_failed, "--fail-fast": given.fail_fast,
                         "--dry-run": given.dry_run, "--prepare": given.prepare, "--status": given.status,
                         "--report": given.report, "--list-gates": given.list_gates}.items():  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gla_ablate.config import Config, ModelConfig, check_type, fill, located, merge, resolve, to_dict, without_unused
-from gla_ablate.errors import ConfigError, nearest
+from gla_ablate.errors import ConfigError
 from gla_ablate.experiment_checks import (
     check_best_over,
     check_conditions,
+    check_equal,
     check_metric,
     check_metric_of,
     check_name,
@@ -30,13 +30,22 @@ from gla_ablate.experiment_checks import (
 from gla_ablate.grid import Axis, Row, build_axes, fix, flatten, leaves, matches, points, spell, touches
 from gla_ablate.interpolation import Interpolate, interpolator
 from gla_ablate.matching import Measures, check_free, check_unreferenced, matched, solved_for
+from gla_ablate.parts import called, check_parts, find_part, find_plugin, find_scale, over, spread
 from gla_ablate.yaml_io import parse_yaml, read_yaml
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Keys that tell no two trials' results apart, or that stand elsewhere in a trial's name.
 NOT_IDENTITY = ("seed", "plugins", "trainer.log_every", "trainer.max_time",
                 "trainer.strategy", "trainer.devices", "trainer.num_nodes")  # fmt: skip
 LABEL_LENGTH = 80  # characters of a folder's name before the hash
+
+
+@dataclass
+class ExpectEqual:
+    """A factor that should change no curve of the metric, such as the op's chunk size, and by how much it may: a share
+    of the metric that is far below what seeds differ by, and far above what rounding does."""
+
+    over: str = ""  # empty: nothing is expected
+    tolerance: float = 0.002
 
 
 @dataclass
@@ -49,6 +58,7 @@ class ReportSettings:
     pick: Literal["last", "best"] = "last"  # which of a trial's values of the metric
     baseline: dict[str, Any] = field(default_factory=dict)  # dotted key → value; empty: none
     best_over: str | list[str] = field(default_factory=list)  # factors; each variant is reported at its best of them
+    expect_equal: ExpectEqual = field(default_factory=ExpectEqual)
 
     def __post_init__(self) -> None:
         self.best_over = [self.best_over] if isinstance(self.best_over, str) else self.best_over
@@ -85,6 +95,7 @@ class Experiment:
     interpolate: Interpolate  # knows what it has resolved of this grid
     match: str | None = None  # the key that is solved for, so that models have as many parameters
     file_axes: list[Axis] = field(default_factory=list)  # as the YAML has them, before an override fixes one
+    said: str = ""  # of the overrides on the command line, as a user would write them
 
     @property
     def factors(self) -> list[str]:
@@ -102,13 +113,15 @@ class Trial:
     config: Config
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(path: Path, overrides: Sequence[str] = (), parts: Sequence[str] = ()) -> Experiment:
     """The experiment in the file at `path`, with `key=value` overrides of the command line.
 
-    An override holds for every trial, fixes the axis that it touches, and `seeds=[…]` replaces the seeds. Raises
-    `ConfigError` for any mistake that shows before the grid is expanded.
+    An override holds for every trial, fixes the axis that it touches, and `seeds=[…]` replaces the seeds. The files
+    that `parts` name are overrides, too, before those, and end the experiment's name. Raises `ConfigError` for any
+    mistake that shows before the grid is expanded.
     """
-    given = _parse_overrides(overrides)
+    typed = _parse_overrides(overrides)
+    check_parts(parts)
     interpolate = interpolator()
     content = read_yaml(path)
     with located(path):
@@ -117,13 +130,13 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         check_metric(file.report.metric)
     values = to_dict(Config())
     for name in file.base:
-        part = _find_part(name, path)
+        part = find_part(name, path)
         layer = read_yaml(part)
         with located(part):
             values = _lay(values, layer, interpolate)
     with located(path):
         values = _lay(values, file.set, interpolate)
-        values["plugins"] = [str(_find_plugin(plugin, path)) for plugin in file.plugins]
+        values["plugins"] = [str(find_plugin(plugin, path)) for plugin in file.plugins]
         axes = build_axes(file.grid, file.zip)
         for row in (row for axis in axes for row in axis):
             _lay(values, row, interpolate)
@@ -133,17 +146,32 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
             check_free(match, {leaf for axis in axes for row in axis for key in row for leaf in leaves(key, row[key])})
         factors = [key for axis in axes for key in axis[0]]
         check_best_over(list(file.report.best_over), file.report.baseline, factors)
+        equal, best_over = file.report.expect_equal, list(file.report.best_over)
+        check_equal(equal.over, equal.tolerance, best_over, factors, usual=ExpectEqual.tolerance)
         seeds = check_seeds(file.seeds)
+    given: dict[str, Any] = {}
+    for where, layer in [*_laid_over(path, parts), ("command line", typed)]:
+        with located(where):
+            layer = spread(layer)
+            if "seeds" in layer:
+                seeds = check_seeds(check_type(layer.pop("seeds"), list[int], "seeds"))
+            _lay(values, over(given, layer), interpolate)
+            given = over(given, layer)
+    fixed = axes
     with located("command line"):
-        if "seeds" in given:
-            seeds = check_seeds(check_type(given.pop("seeds"), list[int], "seeds"))
-        _lay(values, given, interpolate)
-        fixed = axes
         for key, value in given.items():
             fixed = [fix(axis, key, value) for axis in fixed]
+    said = [*(f"--part {part}" for part in parts), *([spell(typed)] if typed else [])]
     return Experiment(
-        file.name, path, values, fixed, given, file.exclude, seeds, file.report, interpolate, match, file_axes=axes
-    )
+        called(file.name, parts), path, values, fixed, given, file.exclude, seeds, file.report, interpolate, match,
+        file_axes=axes, said=" ".join(said),
+    )  # fmt: skip
+
+
+def _laid_over(path: Path, parts: Sequence[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """The files that `--part` names, and what they hold."""
+    files = [find_scale(part, path) for part in parts]
+    return [(file, read_yaml(file)) for file in files]
 
 
 def trials(experiment: Experiment) -> list[Trial]:
@@ -152,7 +180,7 @@ def trials(experiment: Experiment) -> list[Trial]:
     Raises `ConfigError` for a point that makes no valid trial, for two trials with the same identity, and for a grid
     that `exclude` leaves empty.
     """
-    where = f"{experiment.path} with {spell(experiment.overrides)}" if experiment.overrides else str(experiment.path)
+    where = f"{experiment.path} with {experiment.said}" if experiment.said else str(experiment.path)
     grid: list[tuple[Row, Config]] = []
     laid: list[dict[str, Any]] = []
     referring: list[dict[str, Any]] = []
@@ -253,36 +281,13 @@ def _parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     return given
 
 
-def _find_part(name: str, experiment: Path) -> Path:
-    """The file that `base` names: `model/tiny` is `model/tiny.yaml` beside the experiment, or in `configs/`."""
-    folders = (experiment.parent, CONFIGS)
-    for folder in folders:
-        part = folder / f"{name}.yaml"
-        if os.path.isfile(part):  # which takes a name that no file can have for one that none has
-            return part
-    known = {str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml")}
-    valid = ", ".join(sorted(known))
-    raise ConfigError(
-        f"{experiment}: base: no part {name!r}{nearest(name, known)} (valid: {valid}, or a file beside it)"
-    )
-
-
-def _find_plugin(name: str, experiment: Path) -> Path:
-    """The file that `plugins` names, relative to the experiment."""
-    try:
-        file = (experiment.parent / Path(name).expanduser()).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # of a home folder that there isn't
-        raise ConfigError(f"plugins: got {name!r}: {error}") from error
-    if not os.path.isfile(file):
-        raise ConfigError(f"plugins: no such file {str(file)!r}")
-    return file
-
-
 def _lay(values: dict[str, Any], layer: Mapping[str, Any], interpolate: Interpolate) -> dict[str, Any]:
     """`layer` over `values`, with its keys and types checked so that a mistake is blamed on the file it stands in."""
     for key in layer:
-        if key in ("seed", "plugins"):
-            raise ConfigError(f"{key}: stands at the top of an experiment, as {'seeds' if key == 'seed' else key}")
+        if key in ("seed", "seeds", "plugins"):
+            elsewhere = ", or in what --part names" if key == "seeds" else ""
+            name = "seeds" if key == "seed" else key
+            raise ConfigError(f"{key}: stands at the top of an experiment, as {name}{elsewhere}")
     merged = merge(values, layer)
     fill(Config, interpolate(merged))
     return merged

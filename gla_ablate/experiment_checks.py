@@ -117,6 +117,21 @@ def check_best_over(best_over: list[str], baseline: dict[str, Any], factors: lis
             raise ConfigError(f"{where}: report.baseline fixes {key}, the best of which is to be found")
 
 
+def check_equal(over: str, tolerance: float, best_over: list[str], factors: list[str], usual: float) -> None:
+    """What is expected to be equal is varied by the grid, and not chosen by how it comes out. `usual` is the tolerance
+    where none is given."""
+    where = "report.expect_equal"
+    if not over and tolerance != usual:
+        raise ConfigError(f"{where}.over: missing, takes a key that the grid varies")
+    if not 0 < tolerance < 1:
+        raise ConfigError(f"{where}.tolerance: got {tolerance}, takes a share of the metric between 0 and 1")
+    if over and over not in factors:
+        varied = ", ".join(factors) or "nothing"
+        raise ConfigError(f"{where}.over: the grid doesn't vary {over!r}{nearest(over, factors)} (it varies: {varied})")
+    if over in best_over:
+        raise ConfigError(f"{where}.over: {over} is in report.best_over, too: its best value or none, not both")
+
+
 def check_used(given: list[dict[str, Any]], configs: list[Config]) -> None:
     """Every option of a kind of layer that is set belongs to a layer of some trial. `given` are the values of the
     trials before `resolve`, which drops what a model doesn't have. Raises `ConfigError`."""

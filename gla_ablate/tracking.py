@@ -308,8 +308,9 @@ def highest(g: Decay, values: Tensor) -> Tensor:
 def by_head(g: Decay, heads: int, device: torch.device) -> Tensor:
     """A gate's output in any of its shapes → [H, n], n values a head; no gate is a g of 0."""
     if isinstance(g, tuple):
-        most = torch.arange(max(x.shape[-1] for x in g), device=device)
-        g = sum(x.float()[..., most * x.shape[-1] // len(most)] for x in g)
+        keys, values = (x.float() for x in g)
+        n = torch.arange(max(keys.shape[-1], values.shape[-1]), device=device)
+        g = keys[..., n * keys.shape[-1] // len(n)] + values[..., n * values.shape[-1] // len(n)]
     if g is None:
         return torch.zeros(heads, 1, device=device)
     if g.ndim == 1:  # [H]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from gla_ablate.errors import ConfigError
-from gla_ablate.experiment import CONFIGS, identity, load_experiment, record, trials
+from gla_ablate.experiment import identity, load_experiment, record, trials
 from gla_ablate.model import GATES
+from gla_ablate.parts import CONFIGS, SCALES
 
 EXPERIMENTS = CONFIGS.parent / "experiments"
 GATE = """
@@ -44,16 +45,22 @@ def expand(tmp_path: Path):
 def test_a_shipped_experiment_expands_and_says_what_it_asks(path):
     found = trials(load_experiment(path))
     assert len({trial.id for trial in found}) == len(found) > 1
-    assert re.match(r"# Question: .*\n(# .*\n)*# Expected: .*\n(# .*\n)*# Cost: ", path.read_text())
+    more = r".*\n(?:# .*\n)*"
+    head = re.match(
+        rf"# Question: {more}# Expected: {more}# Run: (.*)\n(?:# .*\n)*# Cost: (\d+) trials", path.read_text()
+    )
+    assert head[1].startswith(f"python run.py experiments/{path.name}")
+    assert int(head[2]) == len(found)
     assert path.stem == load_experiment(path).name
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_shipped_part_makes_a_trial(path, tmp_path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)  # the example in data/text.yaml reads this project
-    file = tmp_path / "t.yaml"
-    file.write_text(f"name: t\nbase: [{path.parent.name}/{path.stem}]\n")
-    assert len(trials(load_experiment(file))) == 1
+    file, name = tmp_path / "t.yaml", f"{path.parent.name}/{path.stem}"
+    over = path.parent == SCALES
+    file.write_text(f"name: t\nbase: [{'model/mini' if over else name}]\n")
+    assert len(trials(load_experiment(file, parts=[name] if over else []))) == 1
     assert path.read_text().startswith("# ")
 
 
@@ -201,6 +208,7 @@ def test_the_record_is_what_a_report_needs(expand, tmp_path):
     assert json.loads(json.dumps(content)) == content
     assert content["factors"] == ["model.gate"]
     settings = {"metric": "val/loss", "mode": "min", "pick": "last", "baseline": {}, "best_over": []}
+    settings["expect_equal"] = {"over": "", "tolerance": 0.002}
     assert content["report"] == settings
     assert content["trials"][1] == {"id": found[1].id, "point": {"model.gate": {"name": "none"}}, "seed": 1}
 
@@ -294,6 +302,20 @@ def test_the_best_is_taken_over_one_factor_or_several(expand, tmp_path, given):
         (
             "grid: {model.gate: [{name: none}]}\nreport: {best_over: model.gate, baseline: {model.gate: {name: none}}}",
             r"report\.best_over: report\.baseline fixes model\.gate",
+        ),
+        (
+            "grid: {model.heads: [1, 2]}\nreport: {expect_equal: {over: model.haeds}}",
+            r"report\.expect_equal\.over: the grid doesn't vary 'model\.haeds', did you mean 'model\.heads'\?",
+        ),
+        ("report: {expect_equal: {tolerance: 0.1}}", r"report\.expect_equal\.over: missing"),
+        (
+            "grid: {model.heads: [1]}\nreport: {expect_equal: {over: model.heads, tolerance: 1}}",
+            r"report\.expect_equal\.tolerance: got 1\.0, takes a share",
+        ),
+        ("report: {expect_equal: model.heads}", r"report\.expect_equal: got 'model\.heads', takes "),
+        (
+            "grid: {optim.lr: [1e-3, 2e-3]}\nreport: {best_over: optim.lr, expect_equal: {over: optim.lr}}",
+            r"report\.expect_equal\.over: optim\.lr is in report\.best_over, too",
         ),
         ("seeds: []", r"seeds: empty list"),
         ("seeds: 3", r"seeds: got 3, takes list\[int\]"),

@@ -41,7 +41,7 @@ class Heading:
 @dataclass(frozen=True)
 class Paragraph:
     words: Words
-    role: str = ""  # question | answer | note
+    role: str = ""  # question | answer | note; of a check: passed | failed | open
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ h3 { margin: 1.5rem 0 .5rem; font-size: 1rem }
 p, ul { max-width: 48rem }
 .question { margin: .25rem 0 .5rem; font-size: 1.6rem; line-height: 1.25; font-weight: 650 }
 .answer { font-size: 1.1rem }
-.note { padding: .6rem .9rem; border-left: 4px solid var(--edge); background: var(--note) }
+.note, .passed, .failed, .open { padding: .6rem .9rem; border-left: 4px solid var(--edge); background: var(--note) }
+.passed { border-color: #2e8540; background: none }
+.failed { border-color: #c5221f; font-weight: 650 }
 ul { padding-left: 1.2rem; color: var(--soft); font-size: .9rem }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }

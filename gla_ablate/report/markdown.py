@@ -30,6 +30,8 @@ def block(item: Block) -> str:
             return f"{'#' * level} {escape(text)}"
         case Paragraph(words, "question"):
             return f"**{inline(words)}**"
+        case Paragraph(words, "passed" | "failed" | "open"):
+            return f"> **{inline(words)}**"
         case Paragraph(words, "note"):
             return f"> **Note.** {inline(words)}"
         case Paragraph(words):

@@ -21,6 +21,7 @@ from gla_ablate.report.document import (
     Words,
     text,
 )
+from gla_ablate.report.equality import check
 from gla_ablate.report.findings import ALL_PAIRS, Findings
 from gla_ablate.report.labels import identity
 from gla_ablate.report.lengths import measured, row_length
@@ -34,6 +35,9 @@ MATRIX = 8  # points that are few enough for all pairs side by side
 def document(found: Findings, images: Sequence[Image]) -> list[Block]:
     experiment = found.experiment
     blocks: list[Block] = [Heading(experiment.name, 1), Paragraph(question(found), "question")]
+    held = check(found)
+    if held:
+        blocks.append(Paragraph((held.text,), held.verdict))
     blocks += [Paragraph((answer(found),), "answer"), *(Paragraph((note,), "note") for note in notes(found))]
     blocks += results(found)
     blocks += best_values(found) + other_lengths(found) + effects(found) + differences(found)

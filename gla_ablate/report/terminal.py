@@ -10,6 +10,7 @@ from rich.text import Text
 
 from gla_ablate.report import tables
 from gla_ablate.report.document import Column
+from gla_ablate.report.equality import check
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.words import answer, notes
 from gla_ablate.status import FAILED
@@ -30,6 +31,9 @@ def show(console: Console, found: Findings, where: str) -> None:
     if len(found.shown) > ROWS:
         say(Text(f"the first {ROWS} of {len(found.shown):,} points"))
     say(Text(answer(found)))
+    held = check(found)
+    if held:
+        say(Text(held.text, style={"passed": "green", "failed": "bold red", "open": "yellow"}[held.verdict]))
     for note in notes(found):
         say(Text(note, style="yellow"))
     left = tables.leftovers(experiment)

@@ -40,6 +40,7 @@ class Settings:
     pick: str = "last"  # last | best: which of a trial's logged values stands for it
     baseline: dict[str, Any] = field(default_factory=dict)  # dotted key → value; empty: no differences are shown
     best_over: list[str] = field(default_factory=list)  # factors; each variant is shown at its best value of them
+    expect_equal: dict[str, Any] = field(default_factory=dict)  # over, tolerance (`equality`)
 
     @property
     def panels(self) -> list[str]:
