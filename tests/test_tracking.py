@@ -197,7 +197,10 @@ def test_statistics_are_those_of_the_gates_over_the_whole_validation(name, tmp_p
     gate.register_forward_hook(lambda gate, args, g: seen.append(torch.zeros(2) if g is None else g))
     with torch.no_grad():
         module(datamodule.source.val[list(range(10))]["inputs"])
-    g = seen[0] if seen[0].ndim == 1 else seen[0].movedim(2, 0).flatten(1)  # [H] or [H, n]
+    g = seen[0]
+    if isinstance(g, tuple):  # twice as many channels of v as of k: the numbers of the state (k, v) with v = 2k, 2k + 1
+        g = g[0].repeat_interleave(2, -1) + g[1]
+    g = g if g.ndim == 1 else g.movedim(2, 0).flatten(1)  # [H] or [H, n]
     for head in range(2):
         mean = g[head].mean().item()
         assert csv.last[f"gate/layer1/head{head}/forget"] == pytest.approx(g[head].exp().mean().item(), rel=1e-5)
