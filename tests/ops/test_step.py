@@ -287,7 +287,9 @@ def test_weights_that_require_grad_are_no_obstacle_without_gradients(backend: st
 def test_opcheck_passes(kind: str) -> None:
     for group in (1, 2):
         given = token(Case(kind=kind, K=4, V=3, group=group))
-        torch.library.opcheck(torch.ops.gla_ablate.step.default, (*given, 0.5))
+        *operands, state = given
+        gv = None if group == 1 else -torch.rand_like(operands[2])
+        torch.library.opcheck(torch.ops.gla_ablate.step.default, (*operands, gv, state, 0.5))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

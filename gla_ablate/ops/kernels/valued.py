@@ -23,6 +23,7 @@ from gla_ablate.ops.kernels import driver
 from gla_ablate.ops.kernels.call import Call, Segments
 from gla_ablate.ops.kernels.common import CHANNEL
 from gla_ablate.ops.kernels.crossing import crossing_kernel
+from gla_ablate.ops.kernels.decay import survey_kernel
 from gla_ablate.ops.kernels.driver import Inner, Saved, gathered, shared_out
 from gla_ablate.ops.kernels.states import states_kernel
 from gla_ablate.ops.kernels.tuning import pieces
@@ -57,6 +58,17 @@ def value_axis(call: Call, x: Tensor, gv: Tensor) -> Call:
     side = replace(call, q=x, k=call.v, v=call.k, g=gv, scale=1.0)
     vars(side).update(tables=call.tables, segments=call.segments)
     return side
+
+
+def steepness(call: Call, saved: Saved) -> Tensor | None:
+    """`[tiles, H]`: which tiles are steep along the axis of keys; None without a gate on them."""
+    if call.g is None or saved.steep is not None:
+        return saved.steep
+    B, T, H = call.shape[:3]
+    marks, sums = call.new(call.tiles, H, dtype=torch.int32), call.new(call.matrices, call.bt, call.bt)
+    g = call.g.expand(B, T, H).contiguous()  # one channel a head
+    call.launch(survey_kernel, call.matrices + call.tiles * H, g=g, K=1, sums=sums, steep=marks)
+    return marks
 
 
 def states(
@@ -126,9 +138,9 @@ def backward(
         along_k = crossing(side, own, h, dh, keys=True)
         along_v = crossing(call, saved, h, dh, keys=False)
         del h, dh
-        if saved.steep is not None and own.steep is not None:
+        if (marks := steepness(call, saved)) is not None and own.steep is not None:
             # a pair that doesn't cross a step may outweigh those that do by the decay along the other axis, too
-            either = saved.steep | own.steep
+            either = marks | own.steep
             saved, own = saved._replace(steep=either), own._replace(steep=either)
         learned = g is not None and (learned or call.kind == CHANNEL)
         dq, dk, dg = driver.gradients(call, saved, inner(along_k, own.scores), learned)
