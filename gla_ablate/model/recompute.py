@@ -26,7 +26,7 @@ KEPT = {  # operators, by name, that cost too much to run twice (and rsqrt: see 
     "aten::convolution", "aten::rsqrt",
     "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention",
-    "gla_ablate::forward",
+    "gla_ablate::forward", "gla_ablate::valued_forward",
 }  # fmt: skip
 
 
