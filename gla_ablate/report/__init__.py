@@ -7,6 +7,7 @@
 - `effects.csv`, what each factor does, and `pairs.csv`, which points differ, both with intervals over seeds;
 - figures: `curves.png`, the curves with a band over seeds; `metric.png`, the metric of every point with its seeds;
   `effects.png`, what each factor does; `heatmap.png`, two factors at once; `cost.png`, the metric against its cost;
+  `memory.png`, how long the gates of each layer and head remember;
   with `eval.lengths` also `lengths.csv`, a row per grid point and length, and `lengths.png`;
 - `tensorboard/`, the same for TensorBoard (`board`);
 - `report.md`, which opens with the answer and embeds the rest, and `report.html`, the same in one file.
@@ -103,5 +104,11 @@ PLOTS = (
         plots.cost,
         "The metric against what a point costs, bars ± one sample std; along the thin line stand those that no other "
         "beats in both. A triangle: much worse than the panel shows.",
+    ),
+    (
+        "memory.png",
+        plots.memory_lengths,
+        "What the gates do after training: tokens until a head has forgotten all but 1/e, which is −1 over the mean "
+        "log decay on the validation data, at most the length of a row; the geometric mean over seeds.",
     ),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Set
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from gla_ablate.grid import flatten
 from gla_ablate.status import FAILED, STATUSES, read_json
 from gla_ablate.yaml_io import read_yaml
 
+MEMORY = re.compile(r"gate/layer(\d+)/head(\d+)/memory")  # tags of `tracking.GateStatistics`
 POSITIONS: dict[str, Any] = {
     "multiple": "int64",
     "start": "int64",
@@ -67,6 +69,7 @@ class Trial:
     stamp: dict[str, Any]
     at_lengths: dict[str, float] = field(default_factory=dict)  # eval/loss_at_4x and the like → value
     positions: pd.DataFrame | None = None  # `positions.csv`; None without one
+    memory: dict[tuple[int, int], float] = field(default_factory=dict)  # (layer, head) → tokens, as logged last
 
     @property
     def counts(self) -> bool:
@@ -131,6 +134,11 @@ def load_trial(
         stamp=stamp,
         at_lengths={tag: float(by_tag[tag]["value"].iloc[-1]) for tag in by_tag if tag.startswith("eval/")},
         positions=read_positions(folder / "positions.csv"),
+        memory={
+            (int(match[1]), int(match[2])): float(curve["value"].iloc[-1])
+            for tag, curve in by_tag.items()
+            if (match := MEMORY.fullmatch(tag))
+        },
     )
 
 

@@ -9,6 +9,7 @@ from gla_ablate.report.plots.curves import curves
 from gla_ablate.report.plots.factors import factor_effects
 from gla_ablate.report.plots.heatmap import heat_map
 from gla_ablate.report.plots.lengths import at_lengths
+from gla_ablate.report.plots.memory import memory_lengths
 from gla_ablate.report.plots.metric import metric_by_point
 
-__all__ = ["at_lengths", "cost", "curves", "factor_effects", "heat_map", "metric_by_point"]
+__all__ = ["at_lengths", "cost", "curves", "factor_effects", "heat_map", "memory_lengths", "metric_by_point"]

@@ -1,0 +1,88 @@
+"""What gates have learned: how long each layer and head remembers, a panel for each point."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from gla_ablate.report.findings import Findings
+from gla_ablate.report.plots.style import STYLE, png, shortened
+from gla_ablate.report.points import Point
+
+PANELS = 12  # of more points, the best
+ACROSS = 6  # panels in a row
+NAMED = 8  # heads: of more, numbers wouldn't fit the cells
+
+
+def memory_lengths(found: Findings) -> bytes | None:
+    """None where no trial that counts logged one. The best points first."""
+    maps = [(point, cells) for point in found.ranked if (cells := by_layer_and_head(point)) is not None][:PANELS]
+    if not maps:
+        return None
+    known = np.concatenate([cells[np.isfinite(cells)] for _, cells in maps])
+    low, high = float(known.min()), float(known.max())
+    norm = LogNorm(low, high if high > low else 2 * low)
+    columns = min(ACROSS, len(maps))
+    rows = math.ceil(len(maps) / columns)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        tallest = max(cells.shape[0] for _, cells in maps)
+        figure = Figure(figsize=(1.9 * columns + 0.9, rows * (0.75 + 0.3 * min(tallest, 12))))
+        grid = figure.subplots(rows, columns, squeeze=False)
+        figure.subplots_adjust(wspace=0.22, hspace=0.55)
+        for axes, (point, cells) in zip(grid.flat, maps, strict=False):
+            draw(axes, cells, norm)
+            axes.set_title("\n".join(titled(found.labels.point(point.values))), loc="left", fontsize=7.5)
+        for axes in grid.flat[len(maps) :]:
+            axes.set_visible(False)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("layer")
+        for axes in grid.flat[max(0, len(maps) - columns) : len(maps)]:
+            axes.set_xlabel("head")
+        colours = matplotlib.cm.ScalarMappable(norm, "viridis")
+        bar = figure.colorbar(colours, ax=list(grid.flat), shrink=0.8, pad=0.02, aspect=30)
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        bar.set_label("memory length (tokens)")
+        bar.outline.set_visible(False)
+        return png(figure)
+
+
+def by_layer_and_head(point: Point) -> np.ndarray | None:
+    """[layers, heads], the geometric mean over seeds; NaN for a layer without a gate. None without any."""
+    known = [trial.memory for trial in point.trials if trial.counts and trial.memory]
+    places = set.intersection(*map(set, known)) if known else set()
+    if not places:
+        return None
+    shape = (max(layer for layer, _ in places) + 1, max(head for _, head in places) + 1)
+    cells = np.full(shape, math.nan)
+    for place in places:
+        cells[place] = statistics.geometric_mean(memory[place] for memory in known)
+    return cells
+
+
+def titled(name: str) -> list[str]:
+    """At most two lines above a panel: the first factor, and the others."""
+    first, _, rest = name.partition(" · ")
+    return [shortened(text, 25) for text in (first, rest) if text]
+
+
+def draw(axes: Axes, cells: np.ndarray, norm: LogNorm) -> None:
+    axes.imshow(np.ma.masked_invalid(cells), cmap="viridis", norm=norm, aspect="auto")
+    layers, heads = cells.shape
+    if heads <= NAMED:
+        for (layer, head), value in np.ndenumerate(cells):
+            if math.isfinite(value):
+                ink = "white" if norm(value) < 0.6 else "black"
+                text = f"{value:.0f}" if value >= 9.5 else f"{value:.2g}"
+                axes.text(head, layer, text, ha="center", va="center_baseline", fontsize=7, color=ink)
+    axes.set_xticks(range(heads) if heads <= NAMED else [0, heads - 1])
+    axes.set_yticks(range(layers) if layers <= 2 * NAMED else [0, layers - 1])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
