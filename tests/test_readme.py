@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import gla_ablate
 from gla_ablate import memory
 from gla_ablate.cli import main
+from gla_ablate.data.source import DATA
+from gla_ablate.model import GATES
 from tests.trained import trained_on_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,3 +87,27 @@ def test_every_command_on_a_trial_s_weights_works(tmp_path: Path, monkeypatch: p
     names: dict = {}
     exec(loads.replace("cuda", "cpu"), names)
     assert names["model"](torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 256)
+    (reads,) = [block for block in blocks("python") if "from_fla(" in block]
+    exec(reads, names)
+    assert Path("fla_again/config.json").is_file() and Path("fla_again/model.safetensors").is_file()
+    assert torch.equal(names["model"].embedding.weight, gla_ablate.load(trial).embedding.weight)
+
+
+def test_every_link_to_a_file_of_the_project_leads_there() -> None:
+    targets = {target for target in re.findall(r"\]\(([^)\s]+)\)", README) if not target.startswith("https://")}
+    assert {"docs/gla.md", "results/README.md", "benchmarks/README.md"} <= targets
+    assert [target for target in sorted(targets) if not (ROOT / target).exists()] == []
+
+
+def test_gates_tasks_and_experiments_are_named_and_all_files_of_the_layout_are_there() -> None:
+    registries = (GATES, DATA)
+    names = [n for known in registries for n in known.names() if known[n].__module__.startswith("gla_ablate.")]
+    names += [file.stem for file in (ROOT / "experiments").glob("*.yaml") if file.stem != "quickstart"]
+    assert [name for name in names if f"`{name}`" not in README] == []
+    layout = README.split("## Layout")[1]
+    for row in re.findall(r"^\| (`.+?) \|", layout, re.MULTILINE):
+        folder = ROOT
+        for name in re.findall(r"`([^`]+)`", row):
+            if "/" in name:
+                folder = (ROOT / name).parent
+            assert (ROOT / name).exists() or (folder / name).exists(), name

@@ -17,7 +17,8 @@ from gla_ablate.report.plots.style import STYLE, png, shortened
 from gla_ablate.report.points import Point
 
 PANELS = 12  # of more points, the best
-ACROSS = 6  # panels in a row
+ACROSS = 5  # panels in a row
+WIDTH = 28  # characters above a panel
 NAMED = 8  # heads: of more, numbers wouldn't fit the cells
 
 
@@ -33,12 +34,12 @@ def memory_lengths(found: Findings) -> bytes | None:
     rows = math.ceil(len(maps) / columns)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         tallest = max(cells.shape[0] for _, cells in maps)
-        figure = Figure(figsize=(1.9 * columns + 0.9, rows * (0.75 + 0.3 * min(tallest, 12))))
+        figure = Figure(figsize=(2.2 * columns + 0.9, rows * (0.95 + 0.3 * min(tallest, 12))))
         grid = figure.subplots(rows, columns, squeeze=False)
-        figure.subplots_adjust(wspace=0.22, hspace=0.55)
+        figure.subplots_adjust(wspace=0.22, hspace=0.6)
         for axes, (point, cells) in zip(grid.flat, maps, strict=False):
             draw(axes, cells, norm)
-            axes.set_title("\n".join(titled(found.labels.point(point.values))), loc="left", fontsize=7.5)
+            axes.set_title(titled(found.labels.point(point.values)), loc="left", fontsize=7.5)
         for axes in grid.flat[len(maps) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:
@@ -66,10 +67,13 @@ def by_layer_and_head(point: Point) -> np.ndarray | None:
     return cells
 
 
-def titled(name: str) -> list[str]:
-    """At most two lines above a panel: the first factor, and the others."""
-    first, _, rest = name.partition(" · ")
-    return [shortened(text, 25) for text in (first, rest) if text]
+def titled(name: str) -> str:
+    """A point's name above its panel: as many factors a line as fit, at most three lines."""
+    lines = [""]
+    for part in name.split(" · "):
+        joined = f"{lines[-1]} · {part}" if lines[-1] else part
+        lines = [*lines[:-1], joined] if len(joined) <= WIDTH else [*lines, part]
+    return "\n".join(shortened(line, WIDTH) for line in lines if line)[: 3 * (WIDTH + 1)]
 
 
 def draw(axes: Axes, cells: np.ndarray, norm: LogNorm) -> None:
