@@ -37,7 +37,7 @@ def headline(folder: Path) -> Figure:
     axes = figure.add_subplot()
     means = {gate: trials.loc[trials["model.gate"] == gate, "value"].mean() for gate in LADDER}
     before = None
-    for row, (gate, (name, colour)) in enumerate(LADDER.items()):
+    for row, (gate, (_, colour)) in enumerate(LADDER.items()):
         values = trials.loc[trials["model.gate"] == gate, "value"]
         axes.barh(row, means[gate], color=colour, height=0.62, alpha=0.85)
         axes.vlines(values, row - 0.31, row + 0.31, color="black", lw=0.8)
