@@ -283,8 +283,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def without_unused(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`to_dict`'s values without a section that asks for nothing: trials that have none are those that they were before
-    there was one."""
+    """`to_dict`'s values without a section that asks for nothing, which tells no two trials apart."""
     unused = {"eval": dataclasses.asdict(EvalConfig())}
     return {key: value for key, value in values.items() if key not in unused or value != unused[key]}
 

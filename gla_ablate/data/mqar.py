@@ -94,8 +94,9 @@ class Mqar(DrawnSource):
 
     def check_longer(self, multiple: int) -> None:
         super().check_longer(multiple)
-        given = self._options.get("val_lengths")
-        require(given is None, "val_lengths", given, "null where eval.lengths say how long validation rows are")
+        for name in ("lengths", "val_lengths"):
+            given = self._options.get(name)
+            require(given is None, name, given, "null where eval.lengths say how long validation rows are")
 
     def draw(self, rng: np.random.Generator, split: Split) -> tuple[np.ndarray, np.ndarray]:
         inputs = np.full((BLOCK, self.row_len[split]), FILL, dtype=np.int32)

@@ -58,7 +58,7 @@ def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int, labelled
 
     Forward, with d the width, d_k = heads·K, d_v = heads·V, f the SwiGLU width and C = min(chunk_size, seq_len),
     with 64 for "auto", so that the count is the same on every machine; a gate that makes k itself has d_k once less in
-    the projections and convolutions:
+    the projections and convolutions, and what a gate on values adds inside the op isn't counted:
 
         gla layers · [ 2d(2 d_k + 3 d_v) + 6 d f         projections and SwiGLU
                        + 2 · weights of the gate         each of its matrices meets each token once

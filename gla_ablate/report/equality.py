@@ -99,15 +99,20 @@ def gap(trial: Trial, reference: Trial, metric: str) -> Gap:
         return Gap(trial, reference, math.inf, ended[False].step)
     if not (trial.counts and reference.counts):
         return Gap(trial, reference, None, None)
-    curves = [
-        t.curves[metric].drop_duplicates("step", keep="last").set_index("step")["value"] for t in (trial, reference)
-    ]
-    own, other = curves[0].align(curves[1], join="inner")
+    own, other = curve(trial, metric).align(curve(reference, metric), join="inner")
     larger = pd.concat([own.abs(), other.abs()], axis=1).max(axis=1, skipna=False)
     apart = ((own - other).abs() / larger).where(larger > 0, 0.0).mask(~(larger < math.inf), math.inf)
     if apart.empty:
         return Gap(trial, reference, None, None)
     return Gap(trial, reference, float(apart.max()), int(apart.idxmax()))
+
+
+def curve(trial: Trial, metric: str) -> pd.Series:
+    """Step → value; of a metric that a trial has once, that value."""
+    known = trial.curves.get(metric)
+    if known is None:
+        return pd.Series([trial.value], index=[trial.step])
+    return known.drop_duplicates("step", keep="last").set_index("step")["value"]
 
 
 def seed_spread(found: Findings) -> float | None:

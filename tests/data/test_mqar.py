@@ -211,6 +211,8 @@ def test_a_mixture_that_cannot_be_made_is_refused(options, message):
 
 
 def test_settings_that_fix_the_length_of_rows_have_no_other():
-    mixed(val_lengths=None, val_pairs=[2, 3]).check_longer(4)
+    mixed(lengths=None, val_lengths=None, val_pairs=[2, 3]).check_longer(4)
     with pytest.raises(ConfigError, match=r"data\.val_lengths.*null where eval\.lengths"):
-        mixed().check_longer(1)
+        mixed(lengths=None).check_longer(1)
+    with pytest.raises(ConfigError, match=r"data\.lengths.*null where eval\.lengths"):
+        mixed(val_lengths=None, val_pairs=[2, 3]).check_longer(4)

@@ -20,14 +20,16 @@ def logged(memory: dict[tuple[int, int], float]) -> dict[str, list[float]]:
 
 
 def test_memory_is_that_of_the_last_step_and_the_geometric_mean_over_seeds(folder):
-    folder.add({GATE: "a"}, 0, curves=logged({(0, 0): 10.0, (0, 1): 5.0, (2, 0): 8.0, (2, 1): 1.0}))
-    folder.add({GATE: "a"}, 1, curves=logged({(0, 0): 1000.0, (0, 1): 5.0, (2, 0): 2.0, (2, 1): 1.0}))
+    folder.add({GATE: "a"}, 0, curves=logged({(0, 0): 10.0, (0, 1): 5.0, (2, 0): 8.0, (2, 1): 0.0}))
+    folder.add(
+        {GATE: "a"}, 1, curves=logged({(0, 0): 1000.0, (0, 1): 5.0, (2, 0): 2.0, (2, 1): 1.0})
+    )  # 0: it lets nothing through
     folder.add({GATE: "b"}, 0, curves={"val/loss": [3.0, 2.5]})
     path = folder.save({})
     found = find(load(path))
     first, second = found.ranked
     cells = by_layer_and_head(first)
-    np.testing.assert_allclose(cells, [[100, 5], [math.nan, math.nan], [4, 1]])
+    np.testing.assert_allclose(cells, [[100, 5], [math.nan, math.nan], [4, 0.1]])
     assert by_layer_and_head(second) is None
     write_report(path)
     assert (path / "report/memory.png").is_file() and "memory.png" in (path / "report/report.md").read_text()

@@ -19,6 +19,7 @@ from gla_ablate.report.points import Point
 PANELS = 12  # of more points, the best
 ACROSS = 5  # panels in a row
 WIDTH = 28  # characters above a panel
+LEAST = 0.01  # tokens: a gate that lets nothing through has a memory of 0, which has no logarithm
 NAMED = 8  # heads: of more, numbers wouldn't fit the cells
 
 
@@ -63,7 +64,7 @@ def by_layer_and_head(point: Point) -> np.ndarray | None:
     shape = (max(layer for layer, _ in places) + 1, max(head for _, head in places) + 1)
     cells = np.full(shape, math.nan)
     for place in places:
-        cells[place] = statistics.geometric_mean(memory[place] for memory in known)
+        cells[place] = statistics.geometric_mean(max(memory[place], LEAST) for memory in known)
     return cells
 
 
