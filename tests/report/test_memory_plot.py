@@ -45,7 +45,7 @@ def test_no_figure_without_gates(folder):
     [
         ("data_dependent", ["data_dependent"]),
         ("data_dependent · heads=4 · expand_k=0.5", ["data_dependent · heads=4", "expand_k=0.5"]),
-        ("x" * 40, ["x" * 14 + "…" + "x" * 13]),
+        ("x" * 40, ["x" * 12 + "…" + "x" * 12]),
     ],
 )
 def test_names_are_broken_between_factors(name, lines):

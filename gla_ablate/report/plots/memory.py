@@ -18,7 +18,8 @@ from gla_ablate.report.points import Point
 
 PANELS = 12  # of more points, the best
 ACROSS = 5  # panels in a row
-WIDTH = 28  # characters above a panel
+WIDTH = 25  # characters above a panel
+LINES = 4
 LEAST = 0.01  # tokens: a gate that lets nothing through has a memory of 0, which has no logarithm
 NAMED = 8  # heads: of more, numbers wouldn't fit the cells
 
@@ -35,12 +36,12 @@ def memory_lengths(found: Findings) -> bytes | None:
     rows = math.ceil(len(maps) / columns)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         tallest = max(cells.shape[0] for _, cells in maps)
-        figure = Figure(figsize=(2.2 * columns + 0.9, rows * (0.95 + 0.3 * min(tallest, 12))))
+        figure = Figure(figsize=(2.2 * columns + 0.9, rows * (1.1 + 0.3 * min(tallest, 12))))
         grid = figure.subplots(rows, columns, squeeze=False)
-        figure.subplots_adjust(wspace=0.22, hspace=0.6)
+        figure.subplots_adjust(wspace=0.22, hspace=0.7)
         for axes, (point, cells) in zip(grid.flat, maps, strict=False):
             draw(axes, cells, norm)
-            axes.set_title(titled(found.labels.point(point.values)), loc="left", fontsize=7.5)
+            axes.set_title(titled(found.labels.point(point.values)), loc="left", fontsize=7)
         for axes in grid.flat[len(maps) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:
@@ -69,12 +70,12 @@ def by_layer_and_head(point: Point) -> np.ndarray | None:
 
 
 def titled(name: str) -> str:
-    """A point's name above its panel: as many factors a line as fit, at most three lines."""
+    """A point's name above its panel: as many factors a line as fit, at most four lines."""
     lines = [""]
     for part in name.split(" · "):
         joined = f"{lines[-1]} · {part}" if lines[-1] else part
         lines = [*lines[:-1], joined] if len(joined) <= WIDTH else [*lines, part]
-    return "\n".join(shortened(line, WIDTH) for line in lines if line)[: 3 * (WIDTH + 1)]
+    return "\n".join(shortened(line, WIDTH) for line in [line for line in lines if line][:LINES])
 
 
 def draw(axes: Axes, cells: np.ndarray, norm: LogNorm) -> None:
