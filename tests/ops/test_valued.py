@@ -30,15 +30,16 @@ PAIRS = [
 # what the interpreter has time for: each kind, and steep tiles on either axis, on both and on none
 FEW = [
     replace(SMALL, kind="none", values="turning"),
-    replace(SMALL, kind="head", strength="usual"),
-    replace(SMALL, kind="token", strength="resets", values="resets"),
-    replace(SMALL, strength="usual", values="strong"),
-    replace(SMALL, strength="mixed", values="weak"),
+    replace(SMALL, kind="head", strength="strong", T=20, chunk=16),
+    replace(SMALL, strength="mixed", values="weak", T=20, chunk=16),
+    replace(SMALL, strength="usual", values="strong", T=20, chunk=16),
 ]
+# all pairs would take the torch backend a while
+SOME = [case for case in PAIRS if case.kind != "head" and case.strength in ("usual", "strong", "resets")]
 SHAPES = [
     replace(SMALL, T=1),
-    replace(SMALL, kind="token", T=37, K=7, V=33, chunk=16, bare=True),
-    replace(SMALL, T=50, K=9, V=3, chunk=16, group=2, lengths=(20, 0, 30)),
+    replace(SMALL, kind="token", strength="resets", T=21, K=7, V=33, chunk=16, bare=True),
+    replace(SMALL, T=24, K=9, V=3, chunk=16, group=2, lengths=(17, 0, 7)),
 ]
 LARGE = [
     replace(Case(kind=kind, strength=strength, B=2, H=2, values=values), **size)
@@ -58,7 +59,7 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", PAIRS if GPU else SOME, ids=lambda case: case.id)
 def test_torch_backend_is_right(case: Case) -> None:
     check(case, "torch", torch.float32)
 
@@ -127,7 +128,8 @@ def test_operator_passes_opcheck(kind: str) -> None:
     q, k, v, g, gv, start = (given.get(name) for name in ("q", "k", "v", "g", "gv", "initial_state"))
     torch.library.opcheck(
         torch.ops.gla_ablate.valued_forward.default, (q, k, v, g, gv, start, None, 0.5, 16, True),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"),
+        # what compiles is tested below
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )  # fmt: skip
 
 
