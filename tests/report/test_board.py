@@ -67,7 +67,8 @@ def test_every_figure_of_the_report_is_there_as_an_image(folder):
     write_report(path)
     events = EventAccumulator(str(path / "report/tensorboard")).Reload()
     figures = sorted((path / "report").glob("*.png"))
-    assert events.Tags()["images"] == [f"report/{name}" for name in ("curves", "metric", "effects", "heatmap", "cost")]
+    names = ("curves", "metric", "effects", "heatmap", "cost", "memory")
+    assert events.Tags()["images"] == [f"report/{name}" for name in names]
     for file in figures:
         (image,) = events.Images(f"report/{file.stem}")
         assert image.encoded_image_string == file.read_bytes()
