@@ -29,6 +29,11 @@ AT_LENGTH = re.compile(r"eval/(?:loss|accuracy)_at_([1-9]\d*)x")  # the multiple
 SETTING = re.compile(r"val/accuracy/(\w+)")  # one of those that a task validates
 
 
+def length_tag(measure: str, multiple: int) -> str:
+    """The tag, `AT_LENGTH`, of an evaluation on rows of `multiple · seq_len` tokens; `measure`: loss or accuracy."""
+    return f"eval/{measure}_at_{multiple}x"
+
+
 def check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
         raise ConfigError(

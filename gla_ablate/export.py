@@ -48,10 +48,15 @@ def export(folder: Path, to: Path | None = None) -> Path:
 
 def check_place(place: Path, given: bool) -> None:
     """That nothing but an earlier export would be overwritten there. Raises `ConfigError`."""
-    if place.is_symlink() and not given:
-        raise ConfigError(f"{place}: is a symbolic link, and nothing is written where one leads (--to may be one)")
+    check_link(place, given)
     if (place / CONFIG).exists() and not (place / RECORD).exists():
         raise ConfigError(f"{place}: has a {CONFIG} that is of no export; name another folder with --to")
+
+
+def check_link(place: Path, given: bool) -> None:
+    """That only a place that the user has `given` is a symbolic link. Raises `ConfigError`."""
+    if place.is_symlink() and not given:
+        raise ConfigError(f"{place}: is a symbolic link, and nothing is written where one leads (--to may be one)")
 
 
 def write_weights(weights: dict[str, Tensor], told: dict[str, str], path: Path) -> None:

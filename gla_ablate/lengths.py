@@ -28,6 +28,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gla_ablate.data.module import DataModule
 from gla_ablate.distributed import total
+from gla_ablate.experiment_checks import length_tag
 from gla_ablate.status import replace
 from gla_ablate.tracking import log_metrics
 
@@ -49,8 +50,8 @@ class AtLength:
 
     def metrics(self) -> dict[str, float]:
         tokens, loss, correct = self.whole
-        found = {f"eval/loss_at_{self.multiple}x": mean(loss, tokens)}
-        return found if self.correct is None else found | {f"eval/accuracy_at_{self.multiple}x": mean(correct, tokens)}
+        found = {length_tag("loss", self.multiple): mean(loss, tokens)}
+        return found if self.correct is None else found | {length_tag("accuracy", self.multiple): mean(correct, tokens)}
 
     def by_position(self) -> list[tuple[int, int, float, float, float | None]]:
         """(start, end, tokens, loss, accuracy) of each bucket; NaN where it has no target that counts."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from gla_ablate.config import ModelConfig, located, resolve_model
 from gla_ablate.data.packing import SEPARATOR
 from gla_ablate.errors import ConfigError
-from gla_ablate.export import write_weights
+from gla_ablate.export import check_link, write_weights
 from gla_ablate.interop.fla_files import SETTINGS, WEIGHTS, check_free, read_settings, read_weights
 from gla_ablate.loading import open_folder, own_weights
 from gla_ablate.model import LanguageModel, build_model
@@ -115,8 +115,7 @@ def export_to_fla(folder: Path, to: Path | None = None) -> Path:
     `ConfigError`."""
     trained = open_folder(folder)
     place = to or folder / "fla"
-    if place.is_symlink() and to is None:
-        raise ConfigError(f"{place}: is a symbolic link, and nothing is written where one leads (--to may be one)")
+    check_link(place, given=to is not None)
     return to_fla(trained.model, place, SEPARATOR[0] if trained.reads_bytes else None)
 
 

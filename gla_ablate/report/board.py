@@ -32,13 +32,13 @@ from tensorboard.plugins.text import metadata as text
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
+from gla_ablate.experiment_checks import length_tag
 from gla_ablate.grid import flatten
 from gla_ablate.hparams import column_types, columns_of
 from gla_ablate.report.document import PLOTS, Block, Image
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.labels import TAG_LABELS, Labels, identity
 from gla_ablate.report.lengths import MEASURES, curves_by_position, multiples
-from gla_ablate.report.lengths import tag as at_tag
 from gla_ablate.report.markdown import markdown
 from gla_ablate.report.plots.curves import line_of
 from gla_ablate.report.points import Point, ranked
@@ -266,7 +266,7 @@ def hparams_value(experiment: Experiment) -> Summary.Value:
     ]
     logged: set[str] = set().union(*(trial.tags for trial in experiment.trials))
     tags = [tag for tag in (experiment.settings.metric, *ALSO) if tag in logged]
-    tags += [tag for kind in MEASURES for m in multiples(experiment.trials) if (tag := at_tag(kind, m)) in logged]
+    tags += [tag for kind in MEASURES for m in multiples(experiment.trials) if (tag := length_tag(kind, m)) in logged]
     metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in dict.fromkeys(tags)]
     about = api_pb2.Experiment(hparam_infos=infos, metric_infos=metrics)
     return Summary.Value(

@@ -15,11 +15,12 @@ from typing import Any
 
 import pandas as pd
 
+from gla_ablate.experiment_checks import length_tag
 from gla_ablate.report.effects import NOTHING_IN_COMMON, Effect
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.intervals import Interval, verdict
 from gla_ablate.report.labels import identity, value_text
-from gla_ablate.report.lengths import MEASURES, at_length, multiples, row_length, tag
+from gla_ablate.report.lengths import MEASURES, at_length, multiples, row_length
 from gla_ablate.report.points import Point
 from gla_ablate.report.trials import Experiment
 
@@ -64,7 +65,7 @@ def lengths_csv(found: Findings) -> str | None:
     """None where nothing was evaluated at a length. `multiple` is of the length of training, `tokens` a row's."""
     rows = [
         {factor: plain(point.values.get(factor)) for factor in found.experiment.factors}
-        | {"multiple": multiple, "tokens": row_length(point, multiple), "metric": tag(measure, multiple)}
+        | {"multiple": multiple, "tokens": row_length(point, multiple), "metric": length_tag(measure, multiple)}
         | {"mean": at.mean, "std": at.std, "n": at.n}
         for point in found.grid
         for measure in MEASURES

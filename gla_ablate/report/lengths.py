@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from gla_ablate.experiment_checks import AT_LENGTH
+from gla_ablate.experiment_checks import AT_LENGTH, length_tag
 from gla_ablate.report.labels import fixed
 from gla_ablate.report.points import Point
 from gla_ablate.report.trials import Trial
@@ -36,10 +36,6 @@ class Mean:
         return mean if self.std is None else f"{mean} ± {self.std:.{places}f}"
 
 
-def tag(measure: str, multiple: int) -> str:
-    return f"eval/{measure}_at_{multiple}x"
-
-
 def measured(found: Findings) -> str:
     """What the table and the figure show: accuracy where the report's metric is one, and was evaluated; else loss."""
     logged: set[str] = set().union(*(trial.at_lengths for trial in found.experiment.trials))
@@ -55,7 +51,7 @@ def multiples(trials: Iterable[Trial]) -> list[int]:
 
 def at_length(point: Point, measure: str, multiple: int) -> Mean | None:
     """None where no trial that counts was evaluated there."""
-    name = tag(measure, multiple)
+    name = length_tag(measure, multiple)
     values = [trial.at_lengths[name] for trial in point.trials if trial.counts and name in trial.at_lengths]
     if not values:
         return None

@@ -45,10 +45,10 @@ class Saved(NamedTuple):
     sums: Tensor | None
 
 
-def room(call: Call, exact: bool = False) -> Saved:
-    """Memory for all of `Saved` but the states. exact: scores in fp32."""
+def room(call: Call) -> Saved:
+    """Memory for all of `Saved` but the states."""
     _, _, H, K, _ = call.shape
-    scores = call.new(call.tiles, call.heads, call.bt, call.bt, dtype=torch.float32 if exact else None)
+    scores = call.new(call.tiles, call.heads, call.bt, call.bt, dtype=torch.float32 if call.valued else None)
     if call.kind != CHANNEL:
         return Saved(scores, None, call.q, call.k, None, None, None, None)
     qg, kg = call.new(call.tiles, call.heads, call.bt, K), call.new(call.tiles, H, call.bt, K)
@@ -58,9 +58,9 @@ def room(call: Call, exact: bool = False) -> Saved:
     return Saved(scores, None, qg, kg, decay, halves, steep, call.new(call.matrices, call.bt, call.bt))
 
 
-def prepare(call: Call, exact: bool = False) -> Saved:
-    """All of `Saved` but the states. exact: scores in fp32."""
-    saved = room(call, exact)
+def prepare(call: Call) -> Saved:
+    """All of `Saved` but the states."""
+    saved = room(call)
     if call.kind != CHANNEL:
         call.run(scores_kernel, call.tiles, scores=saved.scores)
         return saved

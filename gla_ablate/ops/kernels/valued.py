@@ -114,7 +114,7 @@ def forward(
     with torch.cuda.device_of(q):
         call = key_axis(q, k, v, g, cu_seqlens, scale, chunk, (gv, start))
         side = value_axis(call, v, gv)
-        saved, own = driver.prepare(call, exact=True), driver.prepare(side, exact=True)
+        saved, own = driver.prepare(call), driver.prepare(side)
         assert own.decay is not None
         h, end = states(call, saved.write, own.write, saved.decay, own.decay, start, False, keep_end)
         x, _, _ = crossing(call, saved, h, None, keys=False)
@@ -131,7 +131,7 @@ def backward(
     with torch.cuda.device_of(q):
         call = key_axis(q, k, v, g, cu_seqlens, scale, chunk, (gv, start, do, d_end))
         side = value_axis(call, do, gv)
-        saved, own = driver.prepare(call, exact=True), driver.prepare(side, exact=True)
+        saved, own = driver.prepare(call), driver.prepare(side)
         assert own.decay is not None
         h, _ = states(call, saved.write, own.write, saved.decay, own.decay, start, False, False)
         dh, d_start = states(call, saved.read, own.read, saved.decay, own.decay, d_end, True, start is not None)

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from gla_ablate.experiment_checks import length_tag
 from gla_ablate.report.findings import Findings
 from gla_ablate.report.labels import identity
-from gla_ablate.report.lengths import longest, measured, multiples, tag
+from gla_ablate.report.lengths import longest, measured, multiples
 from gla_ablate.report.plots.curves import SOLID, Line, draw, name_lines
 from gla_ablate.report.plots.style import GREY, STYLE, colours_of, png
 from gla_ablate.report.points import Point
@@ -54,7 +55,7 @@ def over_lengths(point: Point, measure: str) -> Line | None:
     """Against multiples of the length of training; only those that all seeds that count have, and are finite."""
     counted = [trial for trial in point.trials if trial.counts]
     lengths = multiples(counted)
-    values = [[trial.at_lengths.get(tag(measure, m), math.nan) for m in lengths] for trial in counted]
+    values = [[trial.at_lengths.get(length_tag(measure, m), math.nan) for m in lengths] for trial in counted]
     return line(np.array(lengths, float), np.array(values, float))
 
 
