@@ -160,7 +160,9 @@ def test_logits_are_those_of_flas_own_kernels_both_ways(case, tokens, tolerance,
         want, ours = first(given).logits, here(given)
         assert (ours - want).abs().max() <= tolerance * want.abs().max()
         assert torch.equal(live(given), ours)
-        assert (second(given).logits - want).abs().max() <= 1e-5 * want.abs().max()
+        # What was unfused goes back fused: another kernel's rounding, which products in TF32 amplify.
+        back = 1e-5 if STORED[case]["config"]["fuse_norm"] else tolerance
+        assert (second(given).logits - want).abs().max() <= back * want.abs().max()
 
 
 @pytest.mark.parametrize("dim", [1, 3, 48, 77, 1000, 2048])
