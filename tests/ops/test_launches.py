@@ -133,9 +133,16 @@ def test_the_first_look_finds_what_the_first_channels_show(
     assert found["prepare_kernel"].unique().tolist() == [steep]
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize(
-    "lengths", [[5, 0, 130, 64, 1], [0], [64] * 3, [1] * 300 + [900]], ids=["odd", "0", "64", "303"]
+    ("lengths", "dtype"),
+    [
+        ([5, 0, 130, 64, 1], torch.int32),
+        ([5, 0, 130, 64, 1], torch.int64),
+        ([0], torch.int32),
+        ([64] * 3, torch.int64),
+        ([1] * 260 + [900], torch.int32),
+    ],
+    ids=["odd", "odd in int64", "empty", "full", "many"],
 )
 def test_where_tiles_and_chunks_of_packed_sequences_lie(lengths: list[int], dtype: torch.dtype) -> None:
     q = torch.empty(1, sum(lengths), 1, 16, device=DEVICE, dtype=torch.bfloat16)

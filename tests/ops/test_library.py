@@ -37,11 +37,12 @@ def test_opcheck_passes(kind: str, group: int) -> None:
     q, k, v, g, start = arguments(kind, torch.float32, group=group)
     torch.library.opcheck(library.forward, (q, k, v, g, start, None, 0.5, 16, True, True))
     plain = [None if x is None else x.detach() for x in (q, k, v, g, start)]
-    for save in (True, False):
+    for save, learned in ((True, True), (False, True), (True, False)) if group == 1 else ((True, True),):
         o, state, *kept = library.forward(*plain, None, 0.5, 16, True, save)
         given = (*plain, None, *kept, torch.randn_like(o), torch.randn_like(state), 0.5, 16)
-        for learned in (True, False):
-            torch.library.opcheck(library.backward, (*given, learned))
+        torch.library.opcheck(library.backward, (*given, learned))
+    if group > 1:
+        return
     packed = torch.tensor([0, 3, 20], device=DEVICE)  # whose tiles fill the tables to the end
     torch.library.opcheck(library.forward, (q, k, v, g, None, packed, 0.5, 16, False, True))
 
