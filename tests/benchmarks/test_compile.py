@@ -67,12 +67,13 @@ def test_what_needs_more_memory_than_there_is_fails():
 
 
 def test_candidates_stand_below_what_ships_each_once():
-    done = run("--shapes", "B8T1024H8D64", "--kinds", "none", "--kernels", "products_kernel", "--candidates")
-    cells = [line.split("|")[4:8] + line.split("|")[-2:-1] for line in done.stdout.splitlines() if "products" in line]
-    tiles = [tuple(int(x) for x in row[:4]) for row in cells]
+    done = run("--shapes", "B8T1024H8D64", "--kinds", "none", "--kernels", "scores_kernel", "--candidates")
+    cells = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines() if "scores_k" in line]
+    tiles = [(int(bk), int(warps), int(stages)) for _, _, _, _, bk, _, warps, stages, *_ in cells]
     assert done.returncode == 0 and len(tiles) > 10 and len(set(tiles)) == len(tiles)
-    ships = tuple(tuning.tuning("products_kernel", torch.bfloat16, 64, 64, 128))
-    assert tiles[0] == ships and [row[4].strip() for row in cells] == ["ships"] + [""] * (len(cells) - 1)
+    ships = tuning.tuning("scores_kernel", torch.bfloat16, 64, 64, 128)
+    assert tiles[0] == (ships.bk, ships.num_warps, ships.num_stages)
+    assert [row[-2] for row in cells] == ["ships"] + [""] * (len(cells) - 1)
     assert {bk for bk, *_ in tiles} == {32, 64}  # of 128 there are none at this width
 
 
