@@ -50,6 +50,7 @@ def candidates(kernel: str) -> list[Any]:
         "scan_kernel": grid((64, 128), (32, 64), (4,), (1, 2, 3, 4)) + grid((64, 128), (64, 128), (8,), (1, 2, 3)),
         "products_kernel": grid((32, 64, 128), (16, 32, 64), (4, 8), (2, 3, 4, 5)),
         "gradient_kernel": transposed,
+        "narrow_gradient_kernel": grid((64,), (32, 64), (4, 8), (1, 2, 3)),
         "channel_gradient_kernel": transposed,
         "steep_gradient_kernel": transposed,
     }[kernel]
@@ -124,7 +125,8 @@ def relaunch(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
 def kernels_of(kind: str) -> list[str]:
     channel = ["prepare_kernel", "steep_prepare_kernel", "scan_kernel", "products_kernel"]
     channel += ["channel_gradient_kernel", "steep_gradient_kernel"]
-    return channel if kind == "channel" else ["scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"]
+    others = ["scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel", "narrow_gradient_kernel"]
+    return channel if kind == "channel" else others
 
 
 def in_force(kernel: str, shape: Shape) -> Any:

@@ -140,6 +140,18 @@ def test_a_full_part_has_the_papers_number_of_parameters_and_tokens(expand, part
     assert second.config.model.gate == {"name": "none"}  # whose axis it leaves alone
 
 
+TEXT = ["paper_ablation", "lr_per_gate", "gating", "gate_family", "hybrid", "length"]
+
+
+@pytest.mark.parametrize("part", [part.values[0] for part in FULL])
+@pytest.mark.parametrize("name", TEXT)
+def test_an_experiment_on_text_has_a_form_at_the_papers_scale(name, part):
+    path = CONFIGS.parent / f"experiments/{name}.yaml"
+    whole, full = trials(load_experiment(path)), trials(load_experiment(path, parts=[part]))
+    assert {t.config.data["name"] for t in full} == {"hub"}
+    assert {t.config.model.gate["name"] for t in full} == {t.config.model.gate["name"] for t in whole}
+
+
 SMALL = "model: {dim: 16, chunk_size: 16}\ntrainer: {max_steps: 2, val_every: 2, log_every: 1}\nseeds: [3]\n"
 
 

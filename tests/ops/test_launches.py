@@ -1,5 +1,6 @@
 """Which kernels a call launches, and with what: every launch passes `calls.launch`, where these tests look on."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ KERNELS = {
         *("channel_gradient_kernel", "steep_gradient_kernel"),
     },
     "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},
+    "narrow": {"scores_kernel", "scan_kernel", "narrow_gradient_kernel"},
+    "many": {"scan_kernel", "narrow_gradient_kernel"},
 }
 RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "N", "SEGMENTS", "ROOM", "scale", "mild"}
 
@@ -48,6 +51,36 @@ def test_the_triton_backend_which_auto_is_on_cuda_launches_the_kernels(
 ) -> None:
     call(kind, "auto" if GPU else "triton")
     assert {name for name, _ in launches} == KERNELS["channel" if kind == "channel" else "others"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "kernels"),
+    [
+        ("none", {}, "narrow"),
+        ("none", {"H": 45}, "many"),
+        ("head", {"H": 45, "K": 33}, "many"),
+        ("head", {"H": 45}, "narrow"),
+        ("token", {"H": 45}, "narrow"),
+        ("none", {"H": 45, "V": 65}, "narrow"),
+        ("none", {"H": 45, "lengths": (9, 11)}, "narrow"),
+        ("none", {"K": 65}, "others"),
+        ("none", {"H": 45, "chunk": 16}, "others"),
+        ("none", {"H": 45, "T": 70, "chunk": 128}, "others"),
+        ("channel", {}, "channel"),
+    ],
+)
+def test_narrow_heads_in_whole_tiles_take_fewer_kernels(
+    kind: str, changes: dict[str, Any], kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(calls, "launch", lambda kernel, *_, **__: seen.append(kernel.fn.__name__))
+    case = replace(Case(kind=kind, T=20, H=1, K=24, V=20, chunk=64), **changes)
+    given = leaves(case, torch.bfloat16)
+    q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
+    packed = torch.tensor([0, *case.lengths], device=DEVICE).cumsum(0) if case.lengths else None
+    o, _ = gated_linear_attention(q, k, v, g, cu_seqlens=packed, chunk_size=case.chunk, backend="triton")
+    o.sum().backward()
+    assert set(seen) - {"packing_kernel"} == KERNELS[kernels]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,6 +21,7 @@ SPAN = 4
 BUSY = 512  # programs: about what a chip runs at a time
 FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
 SHORTEST = 8  # tiles in a segment
+NARROW = 64  # channels of q and k that a program takes at once
 FEWEST = 3  # segments that are worth going over a sequence twice
 TABLES = ("tiles", "tile_base", "chunk_base", "segments", "own_segments")
 _compiled: dict[tuple[Any, ...], Any] = {}
@@ -295,6 +296,22 @@ class Call:
     def tuning(self, kernel: Any) -> Tuning:
         widths = self.q.shape[3], self.v.shape[3]
         return tuning(kernel.fn.__name__, self.q.dtype, *widths, self.chunk, self.cu_seqlens is not None, self.wide)
+
+    @cached_property
+    def narrow(self) -> bool:
+        """Whether one program takes all of a head's channels of q and k and, of gates without channels, keeps what
+        products over them give; chunks are tiles then. Smaller ones of that kernel are wrong in bf16 (Triton 3.6)."""
+        if self.shape[3] > NARROW or self.kind == CHANNEL or self.valued:
+            return False
+        return self.chunk == self.bt == self.numerics.tile
+
+    @cached_property
+    def own_scores(self) -> bool:
+        """Whether scans form the scores themselves: where one program has use for them, the decay between two rows is
+        cheap, and no sequence is cut, whatever its length: compiled graphs would be made anew where that decides."""
+        pays = self.kind == NONE or (self.kind == HEAD and self.shape[3] > NARROW // 2)
+        never_cut = self.cu_seqlens is None and self.heads * self.sequences > FILLED // FEWEST
+        return self.narrow and pays and self.shape[4] <= NARROW and never_cut
 
     @cached_property
     def wide(self) -> bool:

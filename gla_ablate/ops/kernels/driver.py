@@ -1,7 +1,8 @@
 """Runs the kernels: `forward` and `backward` on contiguous tensors that `gla_ablate.ops.op` has checked.
 
 Forward:  prepare (gates on channels) or scores → scan.   Backward: scan reversed → products → gradient. Where a scan
-would leave most of the chip idle: states of segments from zero → segments → scan of segments.
+would leave most of the chip idle: states of segments from zero → segments → scan of segments. Gates without channels
+at narrow heads: scans form the scores, and where chunks are tiles products and gradient are one kernel.
 No buffer has K channels of decay for a gate without. What `forward` kept, `backward` takes; what it didn't, it forms
 anew.
 """
@@ -18,6 +19,7 @@ from gla_ablate.ops.kernels.common import CHANNEL, HEAD, NONE, TOKEN
 from gla_ablate.ops.kernels.decay import survey_kernel
 from gla_ablate.ops.kernels.gradient import gradient_kernel
 from gla_ablate.ops.kernels.gradient_channel import channel_gradient_kernel
+from gla_ablate.ops.kernels.gradient_narrow import narrow_gradient_kernel
 from gla_ablate.ops.kernels.gradient_steep import steep_gradient_kernel
 from gla_ablate.ops.kernels.prepare import prepare_kernel
 from gla_ablate.ops.kernels.prepare_steep import steep_prepare_kernel
@@ -48,7 +50,8 @@ class Saved(NamedTuple):
 def room(call: Call) -> Saved:
     """Memory for all of `Saved` but the states."""
     _, _, H, K, _ = call.shape
-    scores = call.new(call.tiles, call.heads, call.bt, call.bt, dtype=torch.float32 if call.valued else None)
+    size = (0,) if call.own_scores else (call.tiles, call.heads, call.bt, call.bt)
+    scores = call.new(*size, dtype=torch.float32 if call.valued else None)
     if call.kind != CHANNEL:
         return Saved(scores, None, call.q, call.k, None, None, None, None)
     qg, kg = call.new(call.tiles, call.heads, call.bt, K), call.new(call.tiles, H, call.bt, K)
@@ -62,7 +65,8 @@ def prepare(call: Call) -> Saved:
     """All of `Saved` but the states."""
     saved = room(call)
     if call.kind != CHANNEL:
-        call.run(scores_kernel, call.tiles, scores=saved.scores)
+        if not call.own_scores:
+            call.run(scores_kernel, call.tiles, scores=saved.scores)
         return saved
     assert call.g is not None
     call.launch(survey_kernel, call.matrices + call.tiles * call.shape[2], sums=saved.sums, steep=saved.steep)
@@ -117,6 +121,7 @@ def scan(
         **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": saved.scores}, not reverse),
         start=start, borders=inner, states=states, end=end, decay=saved.decay, REVERSE=reverse,
         HAS_START=start is not None, CUT=inner is not None, STORE_STATES=keep_states, STORE_END=keep_end,
+        OWN=call.own_scores,
     )  # fmt: skip
     return o, states, end
 
@@ -226,11 +231,42 @@ def backward(
             saved = saved._replace(states=states(call, saved, v, start))
         dv, d_states, d_start = scan(call, saved, do, d_end, reverse=True, keep_states=True, keep_end=start is not None)
         learned = call.kind == CHANNEL or (learned and call.kind != NONE)  # on channels dg is a part of the rest
-        inner = products(call, saved, do, d_states, learned)
-        del d_states
-        dq, dk, dg = gradients(call, saved, inner, learned)
+        if call.narrow:
+            dq, dk, dg = narrow_gradients(call, saved, do, d_states, learned)
+        else:
+            inner = products(call, saved, do, d_states, learned)
+            del d_states
+            dq, dk, dg = gradients(call, saved, inner, learned)
         d_start = None if d_start is None else gathered(d_start, call.group, 1)
         return dq, dk, gathered(dv, call.group), dg, d_start
+
+
+def narrow_gradients(
+    call: Call, saved: Saved, do: Tensor, d_states: Tensor | None, learned: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `gradients`, without what `products` would have given."""
+    dq, dk, dg = torch.empty_like(call.q), torch.empty_like(call.q), room_for_dg(call, learned)
+    call.run(
+        narrow_gradient_kernel, call.tiles, do=do, h=saved.states, dh=d_states, dq=dq, dk=dk, dg=dg, LEARNED=learned
+    )
+    return dq, gathered(dk, call.group), in_its_shape(call, dg)
+
+
+def room_for_dg(call: Call, learned: bool) -> Tensor | None:
+    """Of gates without channels, of each query head its part."""
+    if not learned:
+        return None
+    if call.kind == TOKEN:
+        return call.new(*call.q.shape[:3], dtype=torch.float32)
+    # one number a tile, also for tiles that packed sequences don't fill
+    return call.new(call.tiles, call.heads, dtype=torch.float32).zero_()
+
+
+def in_its_shape(call: Call, dg: Tensor | None) -> Tensor | None:
+    """The gate's gradient from its parts."""
+    if dg is None:
+        return None
+    return gathered(dg.sum(0), call.group, 0) if call.kind == HEAD else gathered(dg, call.group)
 
 
 class Inner(NamedTuple):
@@ -273,10 +309,7 @@ def gradients(
         out |= {"dg": dg}
         kept |= {"halves": saved.halves, "steep": saved.steep, "sums": saved.sums, "ALL": every}
     else:
-        if learned and call.kind == TOKEN:
-            dg = call.new(B, T, heads, dtype=torch.float32)
-        elif learned:  # one number a tile, also for tiles that packed sequences don't fill
-            dg = call.new(call.tiles, heads, dtype=torch.float32).zero_()
+        dg = room_for_dg(call, learned)
         kept |= {"dg": dg, "LEARNED": learned}
     for kernel in kernels:
         n = call.half if kernel is steep_gradient_kernel else call.bt
@@ -292,6 +325,4 @@ def gradients(
         call.run(kernel, programs(call, kernel, n), **{**out, **arguments}, OUT=out_too and arguments["DESC"], **kept)
     if not every:
         return out["dq"], out["dq"], None
-    if dg is not None:
-        dg = gathered(dg.sum(0), call.group, 0) if call.kind == HEAD else gathered(dg, call.group)
-    return out["dq"], gathered(out["dk"], call.group), dg
+    return out["dq"], gathered(out["dk"], call.group), in_its_shape(call, dg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, row_decay, store, tile_decay
+from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, head_matrix, row_decay, store, tile_decay
 from gla_ablate.ops.kernels.states import entering, segment_at, sequence_at, weighed
 
 _NONE = tl.constexpr(NONE)
@@ -32,14 +32,30 @@ def slices(
 
 
 @triton.jit
-def step(
-    s, b_x, b, row, col, width, m_r, decay, d, row_d, i: tl.constexpr, N: tl.constexpr, BK: tl.constexpr,
-    K: tl.constexpr, GATE: tl.constexpr, DESC: tl.constexpr, MASK: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+def own_scores(
+    b_b, b_a, g, first, i_s, length, i_h, scale, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr,
+    REVERSE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Slices i … of S ← decay · S + xᵀ b; b_x `[BT, BV]`. MASK: zero rows of b_x don't suffice, 0 · NaN is NaN."""
+    """A tile's scores, rows by b's and columns by a's, as the output takes them: Aᵀ, reversed A."""
+    o_i = tl.arange(0, BT)
+    acc = tl.zeros([BT, BT], dtype=tl.float32)
+    acc = tl.dot(b_b, tl.trans(b_a), acc, input_precision=PRECISION) * scale
+    if GATE != _NONE:
+        acc *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, not REVERSE))
+    seen = o_i[:, None] >= o_i[None, :] if REVERSE else o_i[:, None] <= o_i[None, :]
+    return tl.where(seen, acc, 0.0).to(DTYPE)
+
+
+@triton.jit
+def step(
+    s, b_x, b_known, b, row, col, width, m_r, decay, d, row_d, i: tl.constexpr, N: tl.constexpr, BK: tl.constexpr,
+    K: tl.constexpr, GATE: tl.constexpr, DESC: tl.constexpr, MASK: tl.constexpr, OWN: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Slices i … of S ← decay · S + xᵀ b; b_x `[BT, BV]`. MASK: zero rows of b_x don't suffice, 0 · NaN is NaN. OWN: b
+    is one slice, b_known."""
     o_k = i * BK + tl.arange(0, BK)
-    b_b = block(b, row, col + i * BK, width, m_r, o_k < K, DESC).to(DTYPE)
+    b_b = b_known if OWN else block(b, row, col + i * BK, width, m_r, o_k < K, DESC).to(DTYPE)
     if MASK:
         b_b = tl.where(m_r[:, None], b_b, 0.0).to(DTYPE)
     if GATE == _CHANNEL:
@@ -53,8 +69,9 @@ def step(
         return (b_s,)
     else:
         return (b_s,) + step(
-            s, b_x, b, row, col, width, m_r, decay, d, row_d, i + 1, N, BK, K, GATE, DESC, MASK, DTYPE, PRECISION
-        )
+            s, b_x, b_known, b, row, col, width, m_r, decay, d, row_d, i + 1, N, BK, K, GATE, DESC, MASK, OWN, DTYPE,
+            PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -62,7 +79,7 @@ def tile_step(
     s, a, b, x, scores, g, decay, states, o, i_t, i_s, i_q, i_v, twin, first, length, n_tiles, c_base, scale,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, STORE_STATES: tl.constexpr,
-    DESC: tl.constexpr, DESC_X: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    OWN: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile's output and, if a chunk begins here, state; returns the next tile's."""
     HQ: tl.constexpr = H * GROUP
@@ -102,6 +119,9 @@ def tile_step(
     # everything transposed, [BV, BT], so that S comes from registers; A is read as Aᵀ or not: some Tritons
     # miscompile the transpose of a result on its way into a product, but not that of what was loaded
     acc = tl.zeros([BV, BT], dtype=tl.float32)
+    b_b = 0.0
+    if OWN:
+        b_b = block(b, row_b, col_b, width_b, m_r, tl.arange(0, BK) < K, DESC).to(DTYPE)
     for n in tl.static_range(NS):
         m_k = n * BK + tl.arange(0, BK) < K
         b_a = block(a, row_a, col_a + n * BK, width_a, m_r, m_k, DESC).to(DTYPE)
@@ -111,16 +131,20 @@ def tile_step(
             acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
         if not REVERSE:
             acc *= scale
-    b_w = block(scores, row_w * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
-    if not REVERSE:
-        b_w = tl.trans(b_w)
+    if OWN:
+        b_w = own_scores(b_b, b_a, g, first, i_s, length, i_h, scale, H, BT, GATE, REVERSE, DTYPE, PRECISION)
+    else:
+        b_w = block(scores, row_w * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
+        if not REVERSE:
+            b_w = tl.trans(b_w)
     acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
     store(o, tl.trans(acc.to(DTYPE)), row_x, i_q * V + i_v * BV, HQ * V, m_t, m_v, DESC_X)
     b_z = weighed(b_x, prefix, suffix, scale, GATE, REVERSE, DTYPE)
     d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
     return step(
-        s, b_z, b, row_b, col_b, width_b, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, DTYPE, PRECISION
-    )
+        s, b_z, b_b, b, row_b, col_b, width_b, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, OWN, DTYPE,
+        PRECISION,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
@@ -129,8 +153,9 @@ def scan_kernel(
     segments, scale, T, NT, NC, SEG, NSEG,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
-    CUT: tl.constexpr, STORE_STATES: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr, DESC: tl.constexpr,
-    DESC_X: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    CUT: tl.constexpr, STORE_STATES: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr, OWN: tl.constexpr,
+    DESC: tl.constexpr, DESC_X: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tile by tile o = A x + â S and S ← decay · S + b̂ᵀ x; `states` `[chunks, HB, V, K]` hold S as chunks meet it.
 
@@ -143,9 +168,10 @@ def scan_kernel(
     Each query head of a group goes its own way: forward from the same b and x, so that one of them stores the state;
     backward it makes its own part of dv and of the state's gradient, both `HQ` heads, which are sums over the group.
 
-    DESC: a, b and scores are tensor descriptors; DESC_X: x and o too, and for the tile in which a sequence ends they
-    are given as x_rows and o_rows. WHOLE: none does. Where one may, DESC_X is for forward passes alone: a tile of its
-    own before the others leaves all products of the loop waiting for each other.
+    OWN: the scores are formed here, of the one slice that a and b have. DESC: a, b and scores are tensor descriptors;
+    DESC_X: x and o too, and for the tile in which a sequence ends they are given as x_rows and o_rows. WHOLE: none
+    does. Where one may, DESC_X is for forward passes alone: a tile of its own before the others leaves all products of
+    the loop waiting for each other.
     """
     HQ: tl.constexpr = H * GROUP
     HB: tl.constexpr = HQ if REVERSE else H
@@ -172,14 +198,15 @@ def scan_kernel(
         i_s = begin + full - 1 - j if REVERSE else j
         s = tile_step(
             s, a, b, x, scores, g, decay, states, o, t_base + i_s, i_s, i_q, i_v, twin, first, length, n_tiles,
-            c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, DESC, DESC_X, DTYPE, PRECISION,
+            c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC, DESC_X, DTYPE,
+            PRECISION,
         )  # fmt: skip
     if LAST:  # noqa: SIM102 (known when compiled, which the next isn't)
         if full < stop:
             s = tile_step(
                 s, a, b, x_rows, scores, g, decay, states, o_rows, t_base + full, full, i_q, i_v, twin, first, length,
-                n_tiles, c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, DESC, False,
-                DTYPE, PRECISION,
+                n_tiles, c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC,
+                False, DTYPE, PRECISION,
             )  # fmt: skip
     if STORE_END:  # noqa: SIM102 (as above)
         if (twin == 0) & (begin == 0 if REVERSE else stop == n_tiles):

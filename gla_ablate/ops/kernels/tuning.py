@@ -25,7 +25,7 @@ class Tuning(NamedTuple):
 # kernels whose tiles have channels for rows
 TRANSPOSED = (
     *("prepare_kernel", "steep_prepare_kernel"),
-    *("gradient_kernel", "channel_gradient_kernel", "steep_gradient_kernel"),
+    *("gradient_kernel", "narrow_gradient_kernel", "channel_gradient_kernel", "steep_gradient_kernel"),
 )
 
 
@@ -86,6 +86,8 @@ def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, w
             return Tuning(128, 64, 8, 2)
         # 64 × 32 at 4 warps is faster, and wrong now and then
         return Tuning(128, 32, 8, 5) if chunk == 128 else Tuning(32, 64, 8, 2)
+    if kernel == "narrow_gradient_kernel":
+        return Tuning(64, 64, 4, 1) if narrow else Tuning(64, 32, 4, 1)
     if kernel in TRANSPOSED:
         return Tuning(64, 64, 4, 3 if kernel == "prepare_kernel" else 2) if narrow else Tuning(32, 64, 4, 1)
     return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)  # scores_kernel
