@@ -20,11 +20,11 @@ from gla_ablate.experiment_checks import (
     check_best_over,
     check_conditions,
     check_equal,
+    check_logged,
     check_metric,
     check_metric_of,
     check_name,
     check_seeds,
-    check_setting,
     check_used,
 )
 from gla_ablate.grid import Axis, Row, build_axes, fix, flatten, leaves, matches, points, spell, touches
@@ -121,7 +121,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = (), parts: Sequence[s
     mistake that shows before the grid is expanded.
     """
     typed = _parse_overrides(overrides)
-    check_parts(parts)
+    check_parts(parts, path)
     interpolate = interpolator()
     content = read_yaml(path)
     with located(path):
@@ -205,7 +205,7 @@ def trials(experiment: Experiment) -> list[Trial]:
         if not grid:
             raise ConfigError("exclude: leaves no point of the grid")
         check_metric_of(experiment.report.metric, [config for _, config in grid])
-        check_setting(experiment.report.metric, [config for _, config in grid])
+        check_logged(experiment.report.metric, [config for _, config in grid])
         if "model.mixer" not in {key for axis in experiment.file_axes for row in axis for key in row}:
             check_used(resolved, [config for _, config in grid])
         if experiment.match:

@@ -56,19 +56,23 @@ def check_metric_of(tag: str, configs: list[Config]) -> None:
         raise ConfigError(f"report.metric: got {tag}, takes a length that eval.lengths of every trial has")
 
 
-def check_setting(tag: str, configs: list[Config]) -> None:
-    """That every trial's task validates the setting whose accuracy the metric is, if it is one's. Raises
-    `ConfigError`."""
+def check_logged(tag: str, configs: list[Config]) -> None:
+    """That the data of every trial log the metric: tasks accuracy, and of each setting that they validate its own, text
+    bits per byte. Raises `ConfigError`."""
     from gla_ablate.data import build_source  # here, since it imports torch
 
-    found = SETTING.fullmatch(tag)
-    for config in configs if found else ():
-        known = build_source(config.data).val_settings
-        if found and found[1] not in known:
-            valid = ", ".join(f"val/accuracy/{name}" for name in known) or "val/accuracy: it has one setting"
-            raise ConfigError(
-                f"report.metric: got {tag}, which data {config.data['name']} doesn't log (valid: {valid})"
-            )
+    accuracy, setting = "accuracy" in tag, SETTING.fullmatch(tag)
+    for config in configs if accuracy or tag == "val/bpb" else ():
+        source = build_source(config.data)
+        of_text = source.bytes_per_token is not None
+        if accuracy == of_text:
+            valid = "val/loss, val/ppl, val/bpb" if of_text else "val/loss, val/ppl, val/accuracy"
+        elif setting and setting[1] not in source.val_settings:
+            settings = ", ".join(f"val/accuracy/{name}" for name in source.val_settings)
+            valid = settings or "val/accuracy: it has one setting"
+        else:
+            continue
+        raise ConfigError(f"report.metric: got {tag}, which data {config.data['name']} doesn't log (valid: {valid})")
 
 
 def check_seeds(seeds: list[int]) -> list[int]:

@@ -18,6 +18,7 @@ from gla_ablate.config import Config
 from gla_ablate.data.module import DataModule
 from gla_ablate.distributed import Group
 from gla_ablate.errors import ConfigError
+from gla_ablate.gate_statistics import GateStatistics
 from gla_ablate.interruption import Interruption
 from gla_ablate.lengths import LengthEvaluation
 from gla_ablate.model import count_parameters, flops_per_token, plugin_sha256, state_size
@@ -27,7 +28,7 @@ from gla_ablate.resume import AtomicCheckpointIO, Checkpoints, Point, seed_gener
 from gla_ablate.sharding import Connected, strategy
 from gla_ablate.stamp import device_name, has_bf16, stamp
 from gla_ablate.status import Status, read_json, write_json
-from gla_ablate.tracking import GateStatistics, MetricsCSV, TrainingLog, declare_hparams
+from gla_ablate.tracking import MetricsCSV, TrainingLog, declare_hparams
 from gla_ablate.utilisation import peak_flops
 
 

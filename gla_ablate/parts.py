@@ -40,13 +40,13 @@ def find_plugin(name: str, experiment: Path) -> Path:
     return file
 
 
-def check_parts(names: Iterable[str]) -> None:
-    """Raises `ConfigError` for a part that is laid twice."""
+def check_parts(names: Iterable[str], experiment: Path) -> None:
+    """Raises `ConfigError` for a part that is laid twice, under whichever of its names."""
     seen = set()
     for name in names:
-        if name in seen:
+        if (file := find_scale(name, experiment).resolve()) in seen:
             raise ConfigError(f"--part: {name} stands twice")
-        seen.add(name)
+        seen.add(file)
 
 
 def called(name: str, parts: Iterable[str]) -> str:

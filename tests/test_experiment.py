@@ -280,6 +280,11 @@ def test_the_best_is_taken_over_one_factor_or_several(expand, tmp_path, given):
             "report: {metric: val/accuracy/4_pairs_in_32}",
             r"report\.metric: got val/accuracy/4_pairs_in_32, which data mqar doesn't log \(valid: val/accuracy: ",
         ),
+        ("report: {metric: val/bpb}", r"got val/bpb, which data mqar doesn't log \(valid: .*, val/accuracy\)"),
+        (
+            "set: {data: {name: stdlib}}\nreport: {metric: val/accuracy}",
+            r"report\.metric: got val/accuracy, which data stdlib doesn't log \(valid: val/loss, val/ppl, val/bpb\)",
+        ),
         (
             "set: {data.pairs: [1, 4]}\nreport: {metric: val/accuracy/2_pairs_in_32}",
             r"which data mqar doesn't log \(valid: val/accuracy/1_pairs_in_32, val/accuracy/4_pairs_in_32\)",

@@ -187,6 +187,17 @@ def test_an_argument_that_cannot_be_is_refused(arguments, message):
     assert message in str(error.value)
 
 
+def test_an_option_of_null_is_as_if_it_were_left_out(trial):
+    asked = {"do_sample": True, "max_gen_toks": 8}
+    nulls = asked | {"temperature": None, "top_k": None, "top_p": None, "until": None}
+    model = HarnessModel(str(trial))
+    answers = [
+        model.generate_until([request("generate_until", "the quick", kwargs)], disable_tqdm=True)
+        for kwargs in (asked, nulls)
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_a_generation_option_that_there_is_not_is_refused(trial):
     model = HarnessModel(str(trial), batch_size="auto")
     for kwargs, message in [

@@ -95,6 +95,7 @@ def test_a_part_is_looked_for_beside_the_experiment_then_among_the_shipped(expan
     [
         (["fsat"], r"^--part: no part 'fsat', did you mean 'fast'\? \(valid: .*340M_7B_full.*, or a file beside it\)"),
         (["fast", "fast"], r"^--part: fast stands twice"),
+        (["fast", "scale/fast"], r"^--part: scale/fast stands twice"),
         ([""], r"^--part: no part ''"),
         (["p"], r"^\S*/p\.yaml: model\.dmi: no such key, did you mean 'dim'\?"),
         (["seed"], r"^\S*/seed\.yaml: seed: stands at the top of an experiment, as seeds"),
@@ -188,8 +189,8 @@ def test_the_fast_form_of_a_shipped_experiment_runs_and_reports(tmp_path):
 
 
 def some(n: int) -> range:
-    """All of a grid that is small; of one over many tasks, lengths or rates about ten, the last among them."""
-    step = -(-n // 15)
+    """All of a grid that is small; of others about six, the last among them."""
+    step = -(-n // 7)
     return range((n - 1) % step, n, step)
 
 

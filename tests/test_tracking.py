@@ -15,19 +15,11 @@ from gla_ablate.config import Config, ModelConfig
 from gla_ablate.data.module import DataModule
 from gla_ablate.data.reading import Reader
 from gla_ablate.data.source import Rows
+from gla_ablate.gate_statistics import GateStatistics, by_head, memory_length
 from gla_ablate.hparams import flat_hparams
 from gla_ablate.model import GATES, check_model
 from gla_ablate.module import AblationModule
-from gla_ablate.tracking import (
-    GateStatistics,
-    MetricsCSV,
-    NonFinite,
-    Stopwatch,
-    TrainingLog,
-    by_head,
-    declare_hparams,
-    memory_length,
-)
+from gla_ablate.tracking import MetricsCSV, NonFinite, Stopwatch, TrainingLog, declare_hparams
 from tests.registries import one_of_each_kind
 
 MQAR = {"name": "mqar", "seq_len": 16, "batch_size": 4, "vocab_size": 32, "pairs": 3, "train_examples": 64}

@@ -196,7 +196,11 @@ class Drawing:
         until = left.pop("until", None) or []
         lengths = [left.pop(name) for name in LENGTHS if name in left]
         sample = left.pop("do_sample", False)
-        temperature, top_k, top_p = left.pop("temperature", 1.0), left.pop("top_k", 0), left.pop("top_p", 1.0)
+        # what is null stands for what is left out
+        temperature, top_k, top_p = (
+            usual if (value := left.pop(name, None)) is None else value
+            for name, usual in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0))
+        )
         for key in left:
             valid = ("until", *LENGTHS, "do_sample", "temperature", "top_k", "top_p")
             raise ConfigError(
@@ -207,7 +211,7 @@ class Drawing:
         drawing = cls(tuple(text for text in stops if text), length)
         if not sample:
             return drawing
-        return cls(drawing.until, drawing.length, float(temperature), int(top_k or 0), float(top_p))
+        return cls(drawing.until, drawing.length, float(temperature), int(top_k), float(top_p))
 
 
 def batches(lengths: list[int], rows: int) -> Iterator[list[int]]:

@@ -22,7 +22,7 @@ from gla_ablate.grid import flatten
 from gla_ablate.status import FAILED, STATUSES, read_json
 from gla_ablate.yaml_io import read_yaml
 
-MEMORY = re.compile(r"gate/layer(\d+)/head(\d+)/memory")  # tags of `tracking.GateStatistics`
+MEMORY = re.compile(r"gate/layer(\d+)/head(\d+)/memory")  # tags of `gate_statistics.GateStatistics`
 POSITIONS: dict[str, Any] = {
     "multiple": "int64",
     "start": "int64",
