@@ -112,6 +112,8 @@ def assess(kernel: str, choice: Any, problem: measure.Problem) -> dict[str, Any]
             if not all(torch.equal(a, b) for other in again for a, b in zip(first, other, strict=True)):
                 return {**row, "note": "not the same bits"}
             own = [launch for launch in seen if launch[0].fn.__name__ == kernel]
+            if not own:
+                return {**row, "note": "not launched"}
             row["us"] = 1e3 * sum(measure.median_ms(lambda launch=launch: relaunch(*launch)) for launch in own)
     except Exception as error:  # a candidate may fail to compile or to launch in any way: the next one goes on
         row["note"] = f"failed: {rivals.reason(error)}"

@@ -20,7 +20,8 @@ KERNELS = {
     },
     "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},
     "narrow": {"scores_kernel", "scan_kernel", "narrow_gradient_kernel"},
-    "many": {"scan_kernel", "narrow_gradient_kernel"},
+    "own": {"scan_kernel", "narrow_gradient_kernel"},
+    "cut": {"scores_kernel", "scan_kernel", "narrow_gradient_kernel", "states_kernel", "segments_kernel"},
 }
 RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "N", "SEGMENTS", "ROOM", "scale", "mild"}
 
@@ -56,16 +57,16 @@ def test_the_triton_backend_which_auto_is_on_cuda_launches_the_kernels(
 @pytest.mark.parametrize(
     ("kind", "changes", "kernels"),
     [
-        ("none", {}, "narrow"),
-        ("none", {"H": 45}, "many"),
-        ("head", {"H": 45, "K": 33}, "many"),
-        ("head", {"H": 45}, "narrow"),
-        ("token", {"H": 45}, "narrow"),
-        ("none", {"H": 45, "V": 65}, "narrow"),
-        ("none", {"H": 45, "lengths": (9, 11)}, "narrow"),
+        ("none", {}, "own"),
+        ("head", {"K": 33}, "own"),
+        ("head", {}, "narrow"),
+        ("token", {}, "narrow"),
+        ("none", {"V": 65}, "narrow"),
+        ("none", {"lengths": (9, 11)}, "narrow"),
+        ("none", {"T": 1536}, "cut"),
         ("none", {"K": 65}, "others"),
-        ("none", {"H": 45, "chunk": 16}, "others"),
-        ("none", {"H": 45, "T": 70, "chunk": 128}, "others"),
+        ("none", {"chunk": 16}, "others"),
+        ("none", {"T": 70, "chunk": 128}, "others"),
         ("channel", {}, "channel"),
     ],
 )
@@ -124,6 +125,19 @@ def test_a_gate_that_is_not_learned_costs_no_gradient(kind: str, launches: list[
     kernels = [(a["flow"], a.get("dg")) for _, a in launches if "flow" in a]  # products and gradient, twice
     assert [flow is None for flow, _ in kernels] == [False, False, True, True]
     assert [dg is None for _, dg in kernels] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["head", "token"])
+def test_nor_does_it_for_narrow_heads(kind: str, launches: list[tuple[str, dict[str, Any]]]) -> None:
+    given = leaves(Case(**{**vars(CASE), "kind": kind}), torch.float32)
+    q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
+    found = []
+    for gate in (g, g.detach()):
+        o, _ = gated_linear_attention(q, k, v, gate, chunk_size=32, backend="triton")
+        found.append(torch.autograd.grad(o.sum(), (q, k, v)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    learned = [(a["LEARNED"], a["dg"] is not None) for name, a in launches if name == "narrow_gradient_kernel"]
+    assert learned == [(True, True), (False, False)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -286,12 +300,13 @@ def test_a_key_names_one_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
             {"K": 256, "T": 70, "V": 128},
             {"H": 1, "T": 1000},
             {"V": 20},
+            {"V": 16, "K": 40},
             {"group": 2},
             {"H": 4},
             {"H": 1, "T": 1000, "group": 2},
         ):
             for dtype in (torch.float32, torch.bfloat16):
-                for chunk in (16, 128):
+                for chunk in (16, 64, 128):
                     for start in (True, False):
                         case = Case(**{**vars(CASE), "kind": kind, "chunk": chunk, **size})
                         given = leaves(case, dtype)

@@ -300,18 +300,24 @@ class Call:
     @cached_property
     def narrow(self) -> bool:
         """Whether one program takes all of a head's channels of q and k and, of gates without channels, keeps what
-        products over them give; chunks are tiles then. Smaller ones of that kernel are wrong in bf16 (Triton 3.6)."""
+        products over them give; chunks are tiles then. Smaller tiles are wrong there in bf16 (Triton 3.6)."""
         if self.shape[3] > NARROW or self.kind == CHANNEL or self.valued:
             return False
         return self.chunk == self.bt == self.numerics.tile
 
     @cached_property
+    def keeps_scores(self) -> bool:
+        """Whether the forward pass keeps them: not where scans can form them, for the one program that has use for them
+        and where the decay between two rows is cheap. No length or number of sequences decides this, for which compiled
+        graphs would be made anew."""
+        cheap = self.kind == NONE or (self.kind == HEAD and self.shape[3] > NARROW // 2)
+        alone = self.shape[4] <= (64 if self.q.dtype == torch.bfloat16 else 16)  # as `tuning` has scans
+        return not (self.narrow and cheap and alone and self.cu_seqlens is None)
+
+    @property
     def own_scores(self) -> bool:
-        """Whether scans form the scores themselves: where one program has use for them, the decay between two rows is
-        cheap, and no sequence is cut, whatever its length: compiled graphs would be made anew where that decides."""
-        pays = self.kind == NONE or (self.kind == HEAD and self.shape[3] > NARROW // 2)
-        never_cut = self.cu_seqlens is None and self.heads * self.sequences > FILLED // FEWEST
-        return self.narrow and pays and self.shape[4] <= NARROW and never_cut
+        """Whether scans do form them: not in segments of sequences that are cut."""
+        return not self.keeps_scores and not self.segments.inner
 
     @cached_property
     def wide(self) -> bool:

@@ -2,7 +2,7 @@
 
 Forward:  prepare (gates on channels) or scores → scan.   Backward: scan reversed → products → gradient. Where a scan
 would leave most of the chip idle: states of segments from zero → segments → scan of segments. Gates without channels
-at narrow heads: scans form the scores, and where chunks are tiles products and gradient are one kernel.
+at narrow heads, where chunks are tiles: products and gradient are one kernel, and most scans form the scores.
 No buffer has K channels of decay for a gate without. What `forward` kept, `backward` takes; what it didn't, it forms
 anew.
 """
@@ -32,10 +32,10 @@ from gla_ablate.ops.kernels.tuning import pieces
 
 
 class Saved(NamedTuple):
-    """What a forward pass knows and the backward pass needs: the scores `[tiles, HQ, BT, BT]`, the states
-    `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's borders, `[tiles, HQ, BT, K]`
-    and `[tiles, H, BT, K]`, what whole tiles and their halves let through, `[tiles, H, K]` and `[tiles, H, 2, K]`,
-    which tiles are steep, and the matrices of `survey_kernel`. HQ: the heads of q."""
+    """What a forward pass knows and the backward pass needs: the scores `[tiles, HQ, BT, BT]` (empty unless it
+    `keeps_scores`), the states `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's
+    borders, `[tiles, HQ, BT, K]` and `[tiles, H, BT, K]`, what whole tiles and their halves let through, `[tiles, H,
+    K]` and `[tiles, H, 2, K]`, which tiles are steep, and the matrices of `survey_kernel`. HQ: the heads of q."""
 
     scores: Tensor
     states: Tensor | None
@@ -50,8 +50,7 @@ class Saved(NamedTuple):
 def room(call: Call) -> Saved:
     """Memory for all of `Saved` but the states."""
     _, _, H, K, _ = call.shape
-    size = (0,) if call.own_scores else (call.tiles, call.heads, call.bt, call.bt)
-    scores = call.new(*size, dtype=torch.float32 if call.valued else None)
+    scores = new_scores(call) if call.keeps_scores else call.new(0)
     if call.kind != CHANNEL:
         return Saved(scores, None, call.q, call.k, None, None, None, None)
     qg, kg = call.new(call.tiles, call.heads, call.bt, K), call.new(call.tiles, H, call.bt, K)
@@ -61,11 +60,15 @@ def room(call: Call) -> Saved:
     return Saved(scores, None, qg, kg, decay, halves, steep, call.new(call.matrices, call.bt, call.bt))
 
 
+def new_scores(call: Call) -> Tensor:
+    return call.new(call.tiles, call.heads, call.bt, call.bt, dtype=torch.float32 if call.valued else None)
+
+
 def prepare(call: Call) -> Saved:
     """All of `Saved` but the states."""
     saved = room(call)
     if call.kind != CHANNEL:
-        if not call.own_scores:
+        if call.keeps_scores:
             call.run(scores_kernel, call.tiles, scores=saved.scores)
         return saved
     assert call.g is not None
@@ -116,9 +119,13 @@ def scan(
     end = call.new_end(heads) if keep_end else None
     start = shared_out(start, call.group) if reverse else start
     inner = borders(call, saved, x, start, reverse)
+    scores = saved.scores
+    if not (call.keeps_scores or call.own_scores):
+        scores = new_scores(call)
+        call.run(scores_kernel, call.tiles, scores=scores)
     call.run(
         scan_kernel, call.segments.total * pieces(V, call.tuning(scan_kernel).bv),
-        **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": saved.scores}, not reverse),
+        **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": scores}, not reverse),
         start=start, borders=inner, states=states, end=end, decay=saved.decay, REVERSE=reverse,
         HAS_START=start is not None, CUT=inner is not None, STORE_STATES=keep_states, STORE_END=keep_end,
         OWN=call.own_scores,
