@@ -12,11 +12,6 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # side by si
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait for processes that they started."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture
 def scratch_registry() -> Iterator[None]:
     """Gates, sources and plugins that a test registers are gone after it."""

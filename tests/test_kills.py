@@ -24,7 +24,7 @@ from gla_ablate.trial import is_finished
 from tests.test_resume import PLUGIN, outcome
 
 ROOT = Path(__file__).parents[1]
-KILLS = int(os.environ.get("GLA_ABLATE_KILLS", "3"))
+KILLS = int(os.environ.get("GLA_ABLATE_KILLS", "2"))
 EXPERIMENT = """
 name: grid
 base: [model/tiny]

@@ -40,7 +40,6 @@ SUMS = {"survey_kernel", "packing_kernel", "segments_kernel", "segments_kernel (
     [
         (CHANNEL, ("--shapes", "1.3B", "--kinds", "channel")),
         (CHANNEL, ("--shapes", "B8T1024H8D64", "--kinds", "channel", "--chunk", "256", "--tokens", "500")),
-        (OTHERS, ("--shapes", "340M", "--kinds", "head")),
         (OTHERS, ("--shapes", "340M", "--kinds", "token", "--dtype", "float32")),
         (CHANNEL | CUT, ("--shapes", "1.3B", "--kinds", "channel", "--packed", "--tokens", "65500")),
         (NARROW, ("--shapes", "B8T1024H8D64", "--kinds", "head", "--chunk", "64")),

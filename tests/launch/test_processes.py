@@ -133,7 +133,7 @@ def test_a_trial_whose_server_is_killed_before_it_forks_is_killed_and_the_next_g
     assert ended(begin(fork, tmp_path / "ends")) == 7
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_gets_a_signal_while_it_imports_does_not_break_or_hold_up_the_grid(number, tmp_path):
     """As the whole group does by Ctrl-C."""
     (tmp_path / "t.yaml").write_text(f"{TINY}seeds: [0, 1, 2]\n")

@@ -36,7 +36,7 @@ CHUNKS = [
     for kind in KINDS
     for chunk in (16, 32, 128, 256)
     for strength in ("usual", "resets")
-    if kind in ("token", "channel") or strength == "usual"
+    if (kind in ("token", "channel") or strength == "usual") and (GPU or strength == "usual" or chunk == 128)
 ]
 SHAPES = [
     replace(Case(kind=kind), **size)
@@ -86,7 +86,7 @@ LONG = [
     for kind in KINDS
     for strength, lengths in (("usual", (2100 if GPU else 200,)), ("turning", (1200, 0, 900) if GPU else (130, 0, 75)))
 ]
-BARE = [replace(case, bare=True) for case in (LONG if GPU else LONG[:1] + LONG[5:])] + [
+BARE = [replace(case, bare=True) for case in (LONG if GPU else LONG[:1] + LONG[5:6] + LONG[-1:])] + [
     replace(LONG[-1], bare=True, recompute=True),
     replace(LONG[-1], bare=True, group=2),
 ]
@@ -299,7 +299,7 @@ COPIED = [
     replace(case, T=64 if whole else 80, K=64, V=32, chunk=32, lengths=(33, 0, 47) if case.lengths else ())
     for whole in (True, False)
     for case in SMALL
-    if not (whole and case.lengths)
+    if not (whole and case.lengths) and (case.group == 1 or not whole)
 ]
 
 

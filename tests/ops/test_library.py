@@ -29,13 +29,18 @@ def test_gradcheck_passes_in_fp64_on_the_torch_backend(kind: str) -> None:
     assert torch.autograd.gradcheck(op, (q, k, v, start, *(() if g is None else (g,))), fast_mode=True)
 
 
-@pytest.mark.parametrize("group", [1, 2])
-@pytest.mark.parametrize("kind", KINDS)
-def test_opcheck_passes(kind: str, group: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "group", "K", "chunk"),
+    [
+        *((kind, 1, 4, 16) for kind in KINDS),
+        ("channel", 2, 4, 16),
+        *((kind, 2, 33, 32) for kind in ("none", "head")),  # whose kernels for narrow heads keep other tensors
+    ],
+)
+def test_opcheck_passes(kind: str, group: int, K: int, chunk: int) -> None:
     from gla_ablate.ops import library
 
-    q, k, v, g, start = arguments(kind, torch.float32, group=group, K=4 if group == 1 else 33)
-    chunk = 16 if group == 1 else 32  # whose kernels for narrow heads keep other tensors
+    q, k, v, g, start = arguments(kind, torch.float32, group=group, K=K)
     torch.library.opcheck(library.forward, (q, k, v, g, start, None, 0.5, chunk, True, True))
     plain = [None if x is None else x.detach() for x in (q, k, v, g, start)]
     for save, learned in ((True, True), (False, True), (True, False)) if group == 1 else ((True, True),):
