@@ -1,7 +1,10 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from gla_ablate.ops.kernels import call
 
 
 @pytest.fixture
@@ -19,3 +22,17 @@ def frugal() -> Iterator[None]:
     yield
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """The kernels that the test launches, by name, and with what."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+    real = call.launch
+
+    def look_on(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
+        seen.append((kernel.fn.__name__, arguments))
+        real(kernel, grid, key, **arguments)
+
+    monkeypatch.setattr(call, "launch", look_on)
+    return seen

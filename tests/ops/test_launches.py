@@ -26,19 +26,6 @@ KERNELS = {
 RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "N", "SEGMENTS", "ROOM", "scale", "mild"}
 
 
-@pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    seen: list[tuple[str, dict[str, Any]]] = []
-    real = calls.launch
-
-    def look_on(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
-        seen.append((kernel.fn.__name__, arguments))
-        real(kernel, grid, key, **arguments)
-
-    monkeypatch.setattr(calls, "launch", look_on)
-    return seen
-
-
 def call(kind: str, backend: str) -> None:
     given = leaves(Case(**{**vars(CASE), "kind": kind}), torch.float32)
     q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
