@@ -14,9 +14,10 @@ import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch  # where a function needs it: what starts trials does without it, and its import takes seconds
 
 DRIVER = Path("/proc/driver/nvidia/version")
 PACKAGE = Path(__file__).resolve().parent
@@ -63,6 +64,8 @@ def stamp(
 ) -> dict[str, Any]:
     """The stamp of this process, which runs the trial in `folder`. `backend` is the op's, `data` the source's own
     stamp, `plugin` the sha256 of the file that the gate came from. Writes there what isn't committed."""
+    import torch
+
     code = loaded or code_state()
     if code.name:
         (folder / code.name).write_text(code.changes, encoding="utf-8", errors="surrogateescape")
@@ -100,6 +103,8 @@ def installed(package: str) -> str | None:
 
 def device_name(device: torch.device) -> str:
     """ "NVIDIA H100 80GB HBM3", or "cpu (x86_64, 2 threads)"."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return cpu_name(torch.get_num_threads())
@@ -107,6 +112,8 @@ def device_name(device: torch.device) -> str:
 
 def has_bf16(kind: str) -> bool:
     """Whether a device of this kind, "cuda" or "cpu", is a GPU that computes in bf16 rather than emulate it."""
+    import torch
+
     return kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 

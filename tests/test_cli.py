@@ -291,9 +291,7 @@ def test_a_lock_whose_holder_was_killed_is_taken_over(tmp_path):
         time.sleep(0.02)
     first.kill()
     first.wait()
-    second = run_py(tmp_path / "t.yaml", "--out", tmp_path / "runs")
-    second.communicate(timeout=120)
-    assert second.returncode == 0
+    assert main([str(tmp_path / "t.yaml"), "--out", str(tmp_path / "runs")]) == 0
     assert not held.exists()  # nobody is at work any more
 
 
@@ -346,7 +344,7 @@ def files(folder: Path) -> dict[Path, int]:
     return {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
 
 
-def test_a_grid_survives_an_interruption_and_a_failing_trial(tmp_path):
+def test_a_grid_survives_an_interruption_and_a_failing_trial(tmp_path, capsys, scratch_registry):
     """Ctrl-C in the middle, the same command again, and a third time when only the failed trial is left."""
     write(tmp_path / "gates.py", PLUGIN)
     wait = write(tmp_path / "wait", "")
@@ -380,16 +378,14 @@ def test_a_grid_survives_an_interruption_and_a_failing_trial(tmp_path):
     log = (broken / "log.txt").read_text()
     assert "nan" in log
 
-    again = run_py(*command)
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 1 and "2 finished already, 1 failed before (--retry-failed runs them again)" in out
+    arguments = [str(x) for x in command]
+    assert main(arguments) == 1
+    assert "2 finished already, 1 failed before (--retry-failed runs them again)" in capsys.readouterr().out
     assert (broken / "log.txt").read_text() == log
-    retried = run_py(*command, "--retry-failed")
-    out, err = retried.communicate(timeout=120)
-    assert retried.returncode == 1 and "2 finished already, 2 at a time" in out
+    assert main([*arguments, "--retry-failed"]) == 1
+    assert "2 finished already, 2 at a time" in capsys.readouterr().out
     assert (broken / "log.txt").read_text().count("nan") > log.count("nan")
 
-    third = run_py(*command, "model.gate.name=none")
-    out, err = third.communicate(timeout=60)
-    assert third.returncode == 0 and "1 finished already" in out
+    assert main([*arguments, "model.gate.name=none"]) == 0
+    assert "1 finished already" in capsys.readouterr().out
     assert files(finished) == untouched

@@ -146,7 +146,8 @@ def step_of(folder: Path) -> int:
 
 
 def attempts(grid: Path, out: Path, ways: Iterator[tuple[str, int]]) -> Iterator[str]:
-    """Run the grid, and kill something of it at a random moment; what was killed at which step, until it is done."""
+    """Run the grid, and kill something of it at a random moment, as long as there are ways left; what was killed at
+    which step, until it is done."""
     while True:
         before = {path: path.stat().st_mtime_ns for path in out.glob("grid/*/result.json")}
         since = time.time()
@@ -156,8 +157,7 @@ def attempts(grid: Path, out: Path, ways: Iterator[tuple[str, int]]) -> Iterator
             if isinstance(running, dict):
                 time.sleep(random.uniform(0, 1.5))
                 running = training(out, since)
-            if isinstance(running, dict) and running:
-                way = next(ways)
+            if isinstance(running, dict) and running and (way := next(ways, None)):
                 steps = {folder.name.split("-")[-1]: step_of(folder) for folder in running}
                 kill(process, way, running)
                 yield f"{way[0]} by {signal.Signals(way[1]).name} at {steps}"
@@ -179,7 +179,7 @@ def test_a_grid_killed_again_and_again_ends_as_if_it_had_not_been(grid: Path) ->
     assert whole.wait(180) == 0
     want = {folder.name: outcome(folder) for folder in trials(grid / "whole")}
     assert len(want) == 2
-    kills, ways = 0, itertools.cycle(random.sample(WAYS, len(WAYS)))
+    kills, ways = 0, itertools.islice(itertools.cycle(random.sample(WAYS, len(WAYS))), KILLS)
     for i in itertools.count():
         out = grid / f"killed{i}"
         for done in attempts(grid, out, ways):

@@ -12,7 +12,8 @@ import pytest
 
 from gla_ablate.launch import processes
 from gla_ablate.launch.processes import Fork, Spawn, starter
-from gla_ablate.stamp import Code
+from tests.launch import stand_in
+from tests.launch.stand_in import begin
 from tests.test_cli import TINY
 from tests.test_kills import wait_for
 
@@ -49,44 +50,15 @@ def test_a_script_of_any_kind_can_start_trials_whose_output_is_their_log(tmp_pat
     assert "no config.yaml here" in (tmp_path / "log.txt").read_text()
 
 
+SIGNALS_ALONE = ("gla_ablate.launch.server_signals",)  # of what a server imports, which takes seconds
+
+
 @pytest.fixture
 def fork(monkeypatch):
     """A starter whose trials note how they run, and then do what their folder's name says."""
-    monkeypatch.setattr(processes, "run", stand_in)
+    monkeypatch.setattr(processes, "run", stand_in.run)
+    monkeypatch.setattr(processes, "PRELOADED", SIGNALS_ALONE)
     return Fork()
-
-
-VARIABLE = "GLA_ABLATE_OF_A_TEST"
-
-
-def stand_in(home: str, slot: dict[str, str], log: str, code: Code) -> None:
-    import gla_ablate.trial
-
-    def trial(arguments: list[str]) -> int:
-        folder = Path(arguments[0])
-        threads, parent = os.environ["OMP_NUM_THREADS"], int(os.environ["GLA_ABLATE_PARENT"])
-        note = {"pid": os.getpid(), "session": os.getsid(0), "threads": threads, "parent": parent}
-        gla_ablate.trial.die_with_parent()
-        (folder / "note.json").write_text(
-            json.dumps(note | {"lightning": "lightning" in sys.modules, "variable": os.environ.get(VARIABLE)})
-        )
-        print("printed")
-        os.write(2, b"to the descriptor\n")
-        if folder.name == "waits":
-            time.sleep(60)
-        return int(folder.name) if folder.name.isdigit() else 7
-
-    gla_ablate.trial.main = trial
-    real_run(home, slot, log, code)
-
-
-real_run = processes.run
-
-
-def begin(start, home: Path):
-    home.mkdir()
-    with open(home / "log.txt", "ab") as log:
-        return start(home, {"OMP_NUM_THREADS": "3"}, log)
 
 
 def note_of(home: Path) -> dict:
@@ -105,13 +77,18 @@ def ended(process) -> int:
     return process.returncode
 
 
-def test_a_forked_trial_has_a_session_threads_and_a_log_of_its_own_and_imports_done(fork, tmp_path):
+def test_a_forked_trial_has_a_session_threads_and_a_log_of_its_own(fork, tmp_path):
     process = begin(fork, tmp_path / "ends")
     assert ended(process) == 7
     note = note_of(tmp_path / "ends")
-    assert note["session"] == note["pid"] != os.getpid() and note["threads"] == "3" and note["lightning"]
+    assert note["session"] == note["pid"] != os.getpid() and note["threads"] == "3" and not note["lightning"]
     assert (tmp_path / "ends" / "log.txt").read_text().splitlines()[-2:] == ["printed", "to the descriptor"]
-    assert "lightning" not in os.environ.get("OMP_NUM_THREADS", "")
+    assert os.environ.get("OMP_NUM_THREADS") != "3"
+
+
+def test_a_forked_trial_finds_its_imports_done(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "run", stand_in.run)
+    assert ended(begin(Fork(), tmp_path / "ends")) == 7 and note_of(tmp_path / "ends")["lightning"]
 
 
 def test_a_sigterm_just_after_the_fork_is_not_lost(fork, tmp_path):
@@ -203,10 +180,11 @@ def test_a_server_that_was_stopped_goes_on(fork, tmp_path):
 
 
 def test_trials_have_the_environment_of_the_call_that_starts_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(processes, "run", stand_in)
+    monkeypatch.setattr(processes, "run", stand_in.run)
+    monkeypatch.setattr(processes, "PRELOADED", SIGNALS_ALONE)
     notes = []
     for i, value in enumerate(["one", "one", "two", None]):
-        monkeypatch.setenv(VARIABLE, value) if value else monkeypatch.delenv(VARIABLE)
+        monkeypatch.setenv(stand_in.VARIABLE, value) if value else monkeypatch.delenv(stand_in.VARIABLE)
         assert ended(begin(Fork(), tmp_path / str(i))) == i
         notes.append(note_of(tmp_path / str(i)))
     assert [note["variable"] for note in notes] == ["one", "one", "two", None]
@@ -215,12 +193,12 @@ def test_trials_have_the_environment_of_the_call_that_starts_them(monkeypatch, t
 
 
 LAUNCHER = """
-import os, sys, time
+import sys, time
 from pathlib import Path
-from tests.launch import test_processes
 from gla_ablate.launch import processes
-processes.run = test_processes.stand_in
-test_processes.begin(processes.Fork(), Path(sys.argv[1]))
+from tests.launch import stand_in
+processes.run, processes.PRELOADED = stand_in.run, ("gla_ablate.launch.server_signals",)
+stand_in.begin(processes.Fork(), Path(sys.argv[1]))
 time.sleep(100)
 """
 

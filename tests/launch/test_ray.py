@@ -16,6 +16,7 @@ from gla_ablate.cli import main
 from gla_ablate.errors import ConfigError
 from gla_ablate.launch.on_ray import Share, address, share
 from gla_ablate.launch.state import State
+from tests.launch.commands import run
 from tests.test_cli import PLUGIN as GATES_OF_THE_COMMAND
 from tests.test_cli import TINY, statuses
 from tests.test_kills import PAUSE, parent, paused, training, trials, wait_for, write_grid
@@ -25,7 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's"),
     pytest.mark.xdist_group("clusters"),  # one at a time
 ]
-ROOT = Path(__file__).resolve().parents[2]
 MARK = "GLA_TEST_OF_RAY"  # in the environment of all that a command starts
 
 
@@ -34,21 +34,16 @@ def grid(tmp_path: Path, scratch_registry: None) -> Path:
     return write_grid(tmp_path)
 
 
-def run(folder: Path, *arguments: str, ray: str = "local") -> subprocess.Popen[str]:
-    """The command in a session of its own, in `folder`, on one thread a trial; `ray` is the cluster's address."""
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray, MARK: str(folder)}
-    env["GLA_TEST_PAUSE"] = str(folder / PAUSE)
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *arguments],
-        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+def on_ray(folder: Path, *arguments: str, ray: str = "local") -> subprocess.Popen[str]:
+    """The command, through the cluster at that address."""
+    return run(folder, *arguments, "--launcher", "ray", RAY_ADDRESS=ray, **{MARK: str(folder)})
 
 
 OURS = (b"gla_ablate.trial", b"ray::Host", b"raylet/raylet", b"gcs_server")  # Ray's agents take a minute to end
 
 
 def left_over(folder: Path) -> list[str]:
-    """The commands of the trials, and of Ray's processes that hold them, that `run` started there and are alive."""
+    """The commands of the trials, and of Ray's processes that hold them, that `on_ray` started there and are alive."""
     found, mark = [], f"{MARK}={folder}\0".encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -82,11 +77,9 @@ def on_second_node(cluster: Any, running: dict[Path, dict[str, Any]]) -> tuple[P
 
 
 @pytest.mark.parametrize("cluster", [2], indirect=True, ids=["2 nodes"])
-def test_a_lost_node_s_trial_goes_on_elsewhere_as_if_nothing_had_been(cluster: Any, grid: Path) -> None:
-    whole = run(grid, "grid.yaml", "--out", "whole")
-    assert whole.wait(180) == 0, whole.communicate()
+def test_a_lost_node_s_trial_goes_on_elsewhere_as_if_nothing_had_been(cluster: Any, grid: Path, whole: Any) -> None:
     (grid / PAUSE).touch()
-    process = run(grid, "grid.yaml", "--out", "runs", "--launcher", "ray", ray=cluster.address)
+    process = on_ray(grid, "grid.yaml", ray=cluster.address)
     home, pid = on_second_node(cluster, paused(grid, process))
     gone = (pid, parent(pid))  # with Ray's worker: a machine that is gone saves nothing, and tells nothing
     for number in (signal.SIGSTOP, signal.SIGKILL):
@@ -103,9 +96,7 @@ def test_a_lost_node_s_trial_goes_on_elsewhere_as_if_nothing_had_been(cluster: A
         and out.count(f"started      {home.name}") == 2
     )
     assert State.read(home).first_step == 41
-    for folder in trials(grid / "runs"):
-        assert outcome(folder) == outcome(grid / "whole" / "grid" / folder.name)
-    assert len(trials(grid / "runs")) == 2
+    assert {home.name: outcome(home) for home in trials(grid / "runs")} == whole
 
 
 @pytest.mark.parametrize("cluster", [1], indirect=True, ids=["1 node"])
@@ -113,7 +104,7 @@ def test_trials_wait_for_a_place_and_one_that_fails_leaves_the_others_alone(clus
     (tmp_path / "gates.py").write_text(GATES_OF_THE_COMMAND)
     broken = "grid: {model.gate: [{name: e2e_broken}, {name: none}]}\nplugins: [gates.py]\n"
     (tmp_path / "t.yaml").write_text(TINY + broken)
-    process = run(tmp_path, "t.yaml", "--launcher", "ray", "--jobs", "2", ray=cluster.address)
+    process = on_ray(tmp_path, "t.yaml", "--jobs", "2", ray=cluster.address)
     seen = set()
     while process.poll() is None:
         running = [name for name, status in statuses(tmp_path / "runs" / "t").items() if status == "running"]
@@ -127,8 +118,8 @@ def test_trials_wait_for_a_place_and_one_that_fails_leaves_the_others_alone(clus
 
 
 def test_nothing_outlives_a_killed_launcher_and_an_interrupted_one_ends_in_order(grid: Path) -> None:
-    command = ("grid.yaml", "trainer.max_steps=20000", "--launcher", "ray", "--jobs", "2")
-    first = run(grid, *command)
+    command = ("grid.yaml", "trainer.max_steps=20000", "--jobs", "2")
+    first = on_ray(grid, *command)
     wait_for(lambda: len(training(grid / "runs", 0)) == 2 or first.poll() is not None)
     wait_for(lambda: len(list(grid.glob("runs/grid/*/checkpoints/last.ckpt"))) == 2)
     assert first.poll() is None
@@ -136,7 +127,7 @@ def test_nothing_outlives_a_killed_launcher_and_an_interrupted_one_ends_in_order
     first.wait()
     wait_for(lambda: not left_over(grid), 30)
     since = time.time()
-    second = run(grid, *command)
+    second = on_ray(grid, *command)
     wait_for(lambda: len(training(grid / "runs", since)) == 2 or second.poll() is not None)
     os.killpg(second.pid, signal.SIGINT)
     out, _ = second.communicate(timeout=60)

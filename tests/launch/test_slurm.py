@@ -16,7 +16,7 @@ from gla_ablate.cli import main
 from gla_ablate.launch.state import State
 from gla_ablate.status import read_json
 from tests.launch import fake_slurm
-from tests.registries import scratch_registries
+from tests.launch.commands import run
 from tests.test_cli import PLUGIN as GATES_OF_THE_COMMAND
 from tests.test_cli import TINY, statuses
 from tests.test_kills import PAUSE, alive, parent, paused, training, trials, wait_for, write_grid
@@ -26,7 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's"),
     pytest.mark.xdist_group("clusters"),
 ]
-ROOT = Path(__file__).resolve().parents[2]
 LONG = "trainer.max_steps=20000"  # for trials that have not ended when they are told to
 LOCAL = ("--launcher", "slurm", "--slurm", "cluster=local")
 SLURM = ("--launcher", "slurm", "--jobs", "2", "--slurm", "partition=small", "--slurm", "time=60")
@@ -46,26 +45,6 @@ def grid(tmp_path: Path, scratch_registry: None) -> Iterator[Path]:
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in fake_slurm.install(tmp_path).items():
         monkeypatch.setenv(name, value)
-
-
-def run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command in a session of its own, in `folder`, on one thread a trial."""
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GLA_TEST_PAUSE": str(folder / PAUSE)}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *arguments],
-        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """How each trial ends that nothing disturbs, in processes of this machine."""
-    folder = write_grid(tmp_path_factory.mktemp("whole"))
-    process = run(folder, "grid.yaml")
-    out, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, out
-    with scratch_registries():
-        return {home.name: outcome(home) for home in trials(folder / "runs")}
 
 
 def halt(running: dict[Path, dict[str, Any]]) -> list[int]:
