@@ -218,6 +218,40 @@ def test_scans_that_form_the_scores_are_right(
     assert formed == {False, True} or (case.V == 64 and dtype != torch.bfloat16)
 
 
+# whose kernel for narrow heads can form dv as well
+NARROW = [
+    replace(Case(kind=kind, strength=strength, K=40, V=24), **size)
+    for kind, strength in (("none", "usual"), ("head", "strong"), ("token", "usual"), ("token", "resets"))
+    for size in (
+        {"T": 100, "H": 1, "V": 70, "lengths": (33, 0, 67), "recompute": strength == "usual"},
+        *(({"T": 64, "group": 2, "bare": True},) if GPU or kind != "token" else ()),
+        *(({"T": 200, "H": 1, "K": 16, "V": 16, "chunk": 32},) if GPU or kind != "head" else ()),  # cut
+        *(
+            (
+                {"T": 1024, "B": 3, "K": 64, "V": 64},
+                {"T": 1000, "K": 64, "V": 128, "group": 2},
+                {"T": 300, "K": 32, "V": 64},
+                {"T": 2100, "H": 1, "K": 64, "V": 64},
+            )
+            if GPU
+            else ()
+        ),
+    )
+]
+
+
+@pytest.mark.usefixtures("cut_short")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", NARROW, ids=lambda case: case.id)
+def test_a_kernel_that_forms_the_gradient_of_v_too_is_right(
+    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, launches: list[tuple[str, dict[str, Any]]]
+) -> None:
+    monkeypatch.setattr(call, "VALUES_TOO", True)
+    check(case, "triton", dtype)
+    scans = {arguments["REVERSE"] for name, arguments in launches if name == "scan_kernel"}
+    assert scans == {False} or (case.chunk < 64 and dtype == torch.bfloat16)
+
+
 @pytest.mark.skipif(not GPU, reason="the interpreter would take hours")
 @pytest.mark.parametrize("case", WIDE, ids=lambda case: case.id)
 def test_every_tuned_width_is_right(case: Case) -> None:

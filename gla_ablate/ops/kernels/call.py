@@ -22,6 +22,7 @@ BUSY = 512  # programs: about what a chip runs at a time
 FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
 SHORTEST = 8  # tiles in a segment
 NARROW = 64  # channels of q and k that a program takes at once
+VALUES_TOO = False  # whether the kernel for narrow heads forms dv as well: right in the interpreter, no GPU has run it
 FEWEST = 3  # segments that are worth going over a sequence twice
 TABLES = ("tiles", "tile_base", "chunk_base", "segments", "own_segments")
 _compiled: dict[tuple[Any, ...], Any] = {}
@@ -305,19 +306,28 @@ class Call:
             return False
         return self.chunk == self.bt == self.numerics.tile
 
+    @property
+    def forms_dv(self) -> bool:
+        """Whether it forms the gradient of v, too, for which nothing has to be kept."""
+        return VALUES_TOO and self.narrow
+
     @cached_property
     def keeps_scores(self) -> bool:
-        """Whether the forward pass keeps them: not where scans can form them, for the one program that has use for them
-        and where the decay between two rows is cheap. No length or number of sequences decides this, for which compiled
-        graphs would be made anew."""
+        """Whether the forward pass keeps them for the backward: not where scans can form them, for the one program that
+        has use for them and where the decay between two rows is cheap. No length or number of sequences decides this,
+        for which compiled graphs would be made anew."""
+        return not (self.forms_dv or self.can_form_scores)
+
+    @cached_property
+    def can_form_scores(self) -> bool:
         cheap = self.kind == NONE or (self.kind == HEAD and self.shape[3] > NARROW // 2)
         alone = self.shape[4] <= (64 if self.q.dtype == torch.bfloat16 else 16)  # as `tuning` has scans
-        return not (self.narrow and cheap and alone and self.cu_seqlens is None)
+        return self.narrow and cheap and alone and self.cu_seqlens is None
 
     @property
     def own_scores(self) -> bool:
         """Whether scans do form them: not in segments of sequences that are cut."""
-        return not self.keeps_scores and not self.segments.inner
+        return self.can_form_scores and not self.segments.inner
 
     @cached_property
     def wide(self) -> bool:

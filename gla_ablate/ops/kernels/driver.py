@@ -133,16 +133,20 @@ def scan(
     return o, states, end
 
 
-def states(call: Call, saved: Saved, x: Tensor, start: Tensor | None) -> Tensor:
-    """At every chunk, `[chunks, H, V, K]`: of the forward pass, whose output isn't needed."""
-    call = call.ungrouped
-    made = call.new_states(call.heads)
-    inner = borders(call, saved, x, start, False)
+def states(
+    call: Call, saved: Saved, x: Tensor, start: Tensor | None, *, reverse: bool = False, keep_end: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """As `scan` gives them, where its output isn't needed."""
+    call = call if reverse else call.ungrouped
+    made, end = call.new_states(call.heads), call.new_end(call.heads) if keep_end else None
+    start = shared_out(start, call.group)
+    inner = borders(call, saved, x, start, reverse)
     states_pass(
-        call, call.segments.total, saved.write, x, saved.decay, start=start, borders=inner, passed=None, states=made,
-        REVERSE=False, HAS_START=start is not None, CUT=inner is not None, ENDS=False,
+        call, call.segments.total, saved.read if reverse else saved.write, x, saved.decay, start=start, borders=inner,
+        passed=None, states=made, end=end, REVERSE=reverse, HAS_START=start is not None, CUT=inner is not None,
+        ENDS=False, STORE_END=keep_end,
     )  # fmt: skip
-    return made
+    return made, end
 
 
 def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: bool) -> Tensor | None:
@@ -157,7 +161,7 @@ def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: 
     passed = call.new(inner, call.heads, K, dtype=torch.float32) if call.kind == CHANNEL else None
     states_pass(
         call, call.segments.total, saved.read if reverse else saved.write, x, saved.decay, start=None, borders=made,
-        passed=passed, states=None, REVERSE=reverse, HAS_START=False, CUT=False, ENDS=True,
+        passed=passed, states=None, end=None, REVERSE=reverse, HAS_START=False, CUT=False, ENDS=True, STORE_END=False,
     )  # fmt: skip
     block = call.tuning(segments_kernel)
     call.run(
@@ -173,7 +177,7 @@ def states_pass(call: Call, count: int, b: Tensor, x: Tensor, decay: Tensor | No
     full = own["ENDS"] and not own["REVERSE"]  # a segment with another behind it has no tile that isn't
     call.run(
         states_kernel, programs, **operands(call, states_kernel, {"b": b}, {"x": x}, {}, full), decay=decay,
-        value_decay=None, end=None, VALUED=False, STORE_END=False, **own,
+        value_decay=None, VALUED=False, **own,
     )  # fmt: skip
 
 
@@ -235,11 +239,17 @@ def backward(
         call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start, do, d_end, *(saved or ())))
         if saved is None:
             saved = prepare(call)
-            saved = saved._replace(states=states(call, saved, v, start))
-        dv, d_states, d_start = scan(call, saved, do, d_end, reverse=True, keep_states=True, keep_end=start is not None)
+            saved = saved._replace(states=states(call, saved, v, start)[0])
+        back = {"reverse": True, "keep_end": start is not None}
+        d_states: Tensor | None
+        if call.forms_dv:
+            dv = torch.empty_like(do)
+            d_states, d_start = states(call, saved, do, d_end, **back)
+        else:
+            dv, d_states, d_start = scan(call, saved, do, d_end, keep_states=True, **back)
         learned = call.kind == CHANNEL or (learned and call.kind != NONE)  # on channels dg is a part of the rest
         if call.narrow:
-            dq, dk, dg = narrow_gradients(call, saved, do, d_states, learned)
+            dq, dk, dg = narrow_gradients(call, saved, do, d_states, dv, learned)
         else:
             inner = products(call, saved, do, d_states, learned)
             del d_states
@@ -249,13 +259,14 @@ def backward(
 
 
 def narrow_gradients(
-    call: Call, saved: Saved, do: Tensor, d_states: Tensor | None, learned: bool
+    call: Call, saved: Saved, do: Tensor, d_states: Tensor | None, dv: Tensor, learned: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `gradients`, without what `products` would have given."""
+    """As `gradients`, without what `products` would have given; dv, unless it is there already, is written."""
     dq, dk, dg = torch.empty_like(call.q), torch.empty_like(call.q), room_for_dg(call, learned)
     call.run(
-        narrow_gradient_kernel, call.tiles, do=do, h=saved.states, dh=d_states, dq=dq, dk=dk, dg=dg, LEARNED=learned
-    )
+        narrow_gradient_kernel, call.tiles, do=do, h=saved.states, dh=d_states, dq=dq, dk=dk, dv=dv, dg=dg,
+        LEARNED=learned, VALUES=call.forms_dv,
+    )  # fmt: skip
     return dq, gathered(dk, call.group), in_its_shape(call, dg)
 
 

@@ -16,15 +16,49 @@ _HEAD = tl.constexpr(HEAD)
 _NONE = tl.constexpr(NONE)
 
 
+@triton.jit
+def value_gradient(
+    q, k, do, g, dh, dv, first, i_s, length, i_h, row_q, row_k, place, m_t, scale,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    GATE: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dv of a tile as a reversed scan has it, Aᵀ do + k̂ dS, dS in dh at `place`."""
+    o_i, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    m = m_t[:, None] & m_k[None, :]
+    b_k = tl.load(k + row_k[:, None] * K + o_k[None, :], mask=m, other=0.0).to(DTYPE)
+    b_q = tl.load(q + row_q[:, None] * K + o_k[None, :], mask=m, other=0.0).to(DTYPE)
+    b_w = tl.zeros([BT, BT], dtype=tl.float32)
+    b_w = tl.dot(b_k, tl.trans(b_q), b_w, input_precision=PRECISION) * scale
+    suffix = 0.0
+    if GATE != _NONE:
+        b_w *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, True))
+        _, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+    b_w = tl.where(o_i[:, None] <= o_i[None, :], b_w, 0.0).to(DTYPE)
+    for i_v in tl.range(0, tl.cdiv(V, BV), num_stages=STAGES):
+        o_v = i_v * BV + tl.arange(0, BV)
+        m_v = o_v < V
+        p_s, p_v = o_v[None, :] * K + o_k[:, None], row_q[:, None] * V + o_v[None, :]
+        b_dh = tl.load(dh + place * K * V + p_s, mask=m_k[:, None] & m_v[None, :], other=0.0).to(DTYPE)
+        b_do = tl.load(do + p_v, mask=m_t[:, None] & m_v[None, :], other=0.0).to(DTYPE)
+        acc = tl.zeros([BT, BV], dtype=tl.float32)
+        acc = tl.dot(b_k, b_dh, acc, input_precision=PRECISION)
+        if GATE != _NONE:
+            acc *= tl.exp2(suffix)[:, None]
+        acc = tl.dot(b_w, b_do, acc, input_precision=PRECISION)
+        tl.store(dv + p_v, acc.to(dv.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
+
+
 @triton.jit(do_not_specialize=["T", "NT", "NC"])
 def narrow_gradient_kernel(
-    q, k, v, do, g, h, dh, dq, dk, dg, tiles, scale, T, NT, NC,
+    q, k, v, do, g, h, dh, dq, dk, dv, dg, tiles, scale, T, NT, NC,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, GATE: tl.constexpr, LEARNED: tl.constexpr, STAGES: tl.constexpr, VARLEN: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BV: tl.constexpr, GATE: tl.constexpr, LEARNED: tl.constexpr, VALUES: tl.constexpr, STAGES: tl.constexpr,
+    VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk `[B, T, HQ, K]` and, if the gate is LEARNED, dg `[B, T, HQ]` (fixed gates: `[tiles, HQ]`, to be summed
-    over tiles); dk and dg are to be summed over each group. K ≤ BK. Grid: tiles · HQ.
+    """dq, dk `[B, T, HQ, K]`, with VALUES dv `[B, T, HQ, V]` and, if the gate is LEARNED, dg `[B, T, HQ]` (fixed
+    gates: `[tiles, HQ]`, to be summed over tiles); dk, dv and dg are to be summed over each group. K ≤ BK. Grid:
+    tiles · HQ.
 
     h `[tiles, H, V, K]`, dh `[tiles, HQ, V, K]`: the state at the tile's start, the gradient of that at its end.
     """
@@ -40,6 +74,11 @@ def narrow_gradient_kernel(
     o_t = i_s * BT + o_i
     m_t, m_k = o_t < length, o_k < K
     row_q, row_k = (first + o_t) * HQ + i_q, (first + o_t) * H + i_h
+    if VALUES:
+        value_gradient(
+            q, k, do, g, dh, dv, first, i_s, length, i_h, row_q, row_k, chunk * HQ + i_q, m_t, scale, H, K, V, BT, BK,
+            BV, GATE, STAGES, DTYPE, PRECISION,
+        )  # fmt: skip
     b_x, b_y = tl.zeros([BK, BT], dtype=tl.float32), tl.zeros([BK, BT], dtype=tl.float32)
     b_a = tl.zeros([BT, BT], dtype=tl.float32)  # [j, i]
     passed = tl.zeros([BK], dtype=tl.float32)

@@ -93,7 +93,7 @@ def states_kernel(
     what it lets through, both fp32. Else: `states` as `scan_kernel` gives them. Grid: segments · HB · V/BV · K/BK.
 
     VALUED: columns of S decay too, by value_decay `[tiles, H, V]`, and x `[tiles, HB, BT, V]` has that decay to its
-    tile's border already. STORE_END: end `[N, HB, K, V]`, where no sequence is cut.
+    tile's border already. STORE_END: end `[N, HB, K, V]`.
     """
     HB: tl.constexpr = H * GROUP if REVERSE else H
     NK: tl.constexpr = (K + BK - 1) // BK
@@ -155,9 +155,10 @@ def states_kernel(
         if VALUED:
             b_s *= tl.load(value_decay + (i_t.to(tl.int64) * H + i_h) * V + o_v, mask=m_v, other=0.0)[:, None]
         b_s = tl.dot(tl.trans(b_z), b_b, b_s, input_precision=PRECISION)
-    if STORE_END:
-        p_e = end + (i_n.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
-        tl.store(p_e, b_s, mask=m_s)
+    if STORE_END:  # noqa: SIM102 (as above)
+        if begin == 0 if REVERSE else stop == n_tiles:
+            p_e = end + (i_n.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
+            tl.store(p_e, b_s, mask=m_s)
     if ENDS:
         p_e = borders + (row.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
         tl.store(p_e, b_s, mask=m_s)
