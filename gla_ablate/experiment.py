@@ -26,6 +26,7 @@ from gla_ablate.experiment_checks import (
     check_name,
     check_seeds,
     check_used,
+    is_better_large,
 )
 from gla_ablate.grid import Axis, Row, build_axes, fix, flatten, leaves, matches, points, spell, touches
 from gla_ablate.interpolation import Interpolate, interpolator
@@ -54,7 +55,7 @@ class ReportSettings:
     the factors that aren't in question, such as a learning rate that is swept for each variant."""
 
     metric: str = "val/loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max", "auto"] = "auto"  # auto: max for accuracy, speed and utilisation
     pick: Literal["last", "best"] = "last"  # which of a trial's values of the metric
     baseline: dict[str, Any] = field(default_factory=dict)  # dotted key → value; empty: none
     best_over: str | list[str] = field(default_factory=list)  # factors; each variant is reported at its best of them
@@ -62,6 +63,8 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         self.best_over = [self.best_over] if isinstance(self.best_over, str) else self.best_over
+        if self.mode == "auto":
+            self.mode = "max" if is_better_large(self.metric) else "min"
 
 
 @dataclass

@@ -27,6 +27,7 @@ METRICS = (
 )
 AT_LENGTH = re.compile(r"eval/(?:loss|accuracy)_at_([1-9]\d*)x")  # the multiple of data.seq_len
 SETTING = re.compile(r"val/accuracy/(\w+)")  # one of those that a task validates
+GATE = re.compile(r"gate/layer(\d+)/head(\d+)/(forget|memory)")  # as `gate_statistics.GateStatistics` logs them
 
 
 def length_tag(measure: str, multiple: int) -> str:
@@ -43,14 +44,33 @@ def check_name(name: str) -> None:
 
 def check_metric(tag: str) -> None:
     known = tag in METRICS or AT_LENGTH.fullmatch(tag) or SETTING.fullmatch(tag)
-    known = known or re.fullmatch(r"gate/layer\d+/head\d+/\w+", tag)
-    if not known:
-        valid = f"{', '.join(METRICS)}, eval/loss_at_4x and the like, val/accuracy/…, gate/…"
+    if not (known or GATE.fullmatch(tag)):
+        valid = (
+            f"{', '.join(METRICS)}, eval/loss_at_4x and the like, val/accuracy/…, gate/layer0/head0/memory or forget"
+        )
         raise ConfigError(f"report.metric: no such metric {tag!r}{nearest(tag, METRICS)} (valid: {valid})")
 
 
+def is_better_large(tag: str) -> bool:
+    """Whether a metric is good where it is large, as far as that can be said of it."""
+    return "accuracy" in tag or tag in ("train/tokens_per_s", "train/mfu")
+
+
 def check_metric_of(tag: str, configs: list[Config]) -> None:
-    """That trials log the metric, if it is of an evaluation at another length. Raises `ConfigError`."""
+    """That every trial logs the metric, if it is of a layer's gate or an evaluation at another length. Raises
+    `ConfigError`."""
+    if gate := GATE.fullmatch(tag):
+        from gla_ablate.model.kinds import mixers  # here, since it imports torch
+
+        layer, head = int(gate[1]), int(gate[2])
+        for model in (config.model for config in configs):
+            gated = [i for i, kind in enumerate(mixers(model)) if kind == "gla"]
+            if layer not in gated or head >= model.heads:
+                layers = ", ".join(map(str, gated)) or "none"
+                raise ConfigError(
+                    f"report.metric: got {tag}, and of a trial's layers (gated: {layers}) and heads (0 to "
+                    f"{model.heads - 1}) that is none"
+                )
     found = AT_LENGTH.fullmatch(tag)
     if found and any(int(found[1]) not in config.eval.lengths for config in configs):
         raise ConfigError(f"report.metric: got {tag}, takes a length that eval.lengths of every trial has")
@@ -107,9 +127,18 @@ def check_conditions(
         if not any(matches(point, condition) for point in grid):
             raise ConfigError(f"{where}: {{{spell(condition)}}} matches no point of the grid")
     if baseline:
-        pairing, laid = Pairing([], baseline), zip(points(axes), grid, strict=True)
-        if not any(pairing.is_one(filled(point, baseline, functools.partial(dict, v))) for point, v in laid):
+        laid = list(zip(points(axes), grid, strict=True))
+        pairing = Pairing([filled(point, baseline, functools.partial(dict, v)) for point, v in laid], baseline)
+        ones = pairing.found.values()
+        if not ones:
             raise ConfigError(f"report.baseline: {{{spell(baseline)}}} is no point as the grid writes it")
+        left = [[laid[i][0] for i in one if not any(matches(laid[i][1], e) for e in exclude)] for one in ones]
+        if several := next((one for one in left if len(one) > 1), None):
+            first, second = map(spell, several[:2])
+            raise ConfigError(
+                f"report.baseline: {{{spell(baseline)}}} is both {{{first}}} and {{{second}}}; takes what tells them "
+                "apart, written out in the grid as well"
+            )
 
 
 def check_best_over(best_over: list[str], baseline: dict[str, Any], factors: list[str]) -> None:

@@ -49,8 +49,22 @@ def export(folder: Path, to: Path | None = None) -> Path:
 def check_place(place: Path, given: bool) -> None:
     """That nothing but an earlier export would be overwritten there. Raises `ConfigError`."""
     check_link(place, given)
-    if (place / CONFIG).exists() and not (place / RECORD).exists():
-        raise ConfigError(f"{place}: has a {CONFIG} that is of no export; name another folder with --to")
+    if (place / RECORD).exists() or is_export(place / WEIGHTS):  # one that was killed has no record yet
+        return
+    for name in (CONFIG, WEIGHTS):
+        if (place / name).exists():
+            raise ConfigError(f"{place}: has a {name} that is of no export; name another folder with --to")
+
+
+def is_export(weights: Path) -> bool:
+    """Whether `export` wrote this file, by its metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return {"config", "step"} <= (file.metadata() or {}).keys()
+    except (OSError, SafetensorError):
+        return False
 
 
 def check_link(place: Path, given: bool) -> None:

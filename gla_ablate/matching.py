@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from gla_ablate.config import CHOICES, Config, ModelConfig, located, merge, resolve, to_dict
+from gla_ablate.config import CHOICES, RULES, Config, ModelConfig, located, merge, resolve, to_dict
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.grid import Row, flatten, matches, spell
 from gla_ablate.interpolation import Interpolate
@@ -199,15 +199,28 @@ def with_ffn(model: ModelConfig, target: int, count: Callable[[ModelConfig], int
         return model
     each = count(of_ffn(model, width + 1, 1)) - present  # what one more of it brings
     wanted, multiple = width + (target - present) / each, model.ffn_multiple
+    _, possible = RULES["model.ffn_ratio"]
     while True:
         near = round(wanted / multiple) * multiple
-        if near > 0 and abs(present + (near - width) * each - target) <= SLACK * target:
+        if near > 0 and possible(near / model.dim) and abs(present + (near - width) * each - target) <= SLACK * target:
             return of_ffn(model, near, multiple)
         if multiple == 1:
             raise ConfigError(
-                f"match: {target:,} parameters would take a SwiGLU of width {wanted:,.0f} in place of {width:,}"
+                f"match: no width of the SwiGLU gives this point {target:,} parameters, as the one that it is matched to "
+                f"has: {unmatched(target, present - width * each, each, wanted / model.dim)}; what helps is a "
+                "report.baseline at each size that the grid varies, another model.ffn_ratio, or leaving match out"
             )
         multiple = 1 << ((multiple - 1).bit_length() - 1)  # the power of two below
+
+
+def unmatched(target: int, rest: int, each: int, ratio: float) -> str:
+    """Why a model with `rest` parameters beside its SwiGLU, and `each` for each unit of its width, can't have `target`
+    with one of `ratio` times the model's width."""
+    if rest >= target:
+        return f"it has too many, {rest:,} without a SwiGLU"
+    if ratio > 1 and not RULES["model.ffn_ratio"][1](ratio):
+        return f"it has too few, {rest:,} without a SwiGLU, which would be {ratio:,.0f} times as wide as the model"
+    return f"each unit of the width brings {each:,}"
 
 
 def of_ffn(model: ModelConfig, width: int, multiple: int) -> ModelConfig:

@@ -55,28 +55,32 @@ def called(name: str, parts: Iterable[str]) -> str:
 
 
 def spread(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; a choice that is named stays whole, with its options (`CHOICES`)."""
+    """Nested mappings as dotted keys; a choice that is named stays whole, with its options (`CHOICES`), and an empty
+    mapping stays, so that its key is checked."""
     flat: dict[str, Any] = {}
     for key, value in layer.items():
         where = f"{prefix}{key}"
-        if isinstance(value, Mapping) and not (where in CHOICES and "name" in value):
-            flat |= spread(value, f"{where}.")
-        else:
-            flat[where] = value
+        whole = not isinstance(value, Mapping) or not value or (where in CHOICES and "name" in value)
+        flat = _joined(flat, {where: value} if whole else spread(value, f"{where}."))
     return flat
 
 
 def over(given: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys with `layer` after them. What `layer` replaces whole is gone, and so are the options of a choice
-    that it names."""
+    that it names. An empty mapping replaces nothing."""
     kept = dict(given)
-    for key in layer:
+    for key in (key for key, value in layer.items() if value != {}):
         choice = key.removesuffix(".name") if key.removesuffix(".name") in CHOICES else None
         for old in given:
             option = choice and old.startswith(f"{choice}.") and old.removeprefix(f"{choice}.") not in CHOICES[choice]
             if option or old == key or old.startswith(f"{key}."):
                 kept.pop(old, None)
-    return kept | dict(layer)
+    return _joined(kept, layer)
+
+
+def _joined(given: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`given | layer`, but that an empty mapping takes no other's place."""
+    return {**given, **{k: v for k, v in layer.items() if v != {} or not isinstance(given.get(k), Mapping)}}
 
 
 def _found(name: str, folders: tuple[Path, ...], where: str) -> Path:

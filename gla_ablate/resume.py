@@ -24,6 +24,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from gla_ablate import curves
 from gla_ablate.checkpoint import Unusable, last, read_checkpoint
 from gla_ablate.config import TrainerConfig, without_unused
 from gla_ablate.distributed import Group
@@ -272,15 +273,9 @@ def check_logs(folder: Path, sizes: dict[str, Any]) -> None:
         if not path.is_file() or path.stat().st_size < size:
             raise Unusable(f"{path.name} is shorter than it was")
     with (folder / "metrics.csv").open("rb") as file:
-        header, *rows = file.read(sizes["metrics"]).decode().splitlines()
-    try:
-        if header != "step,metric,value":
-            raise ValueError
-        for row in rows:
-            step, _, value = row.split(",")
-            int(step), float(value)
-    except ValueError as error:
-        raise Unusable("metrics.csv is damaged") from error
+        text = file.read(sizes["metrics"]).decode(errors="replace")
+        if curves.whole_lines(text) != text or not curves.are_sound(text):
+            raise Unusable("metrics.csv is damaged")
 
 
 def cut_back(folder: Path, sizes: dict[str, Any]) -> None:

@@ -54,6 +54,21 @@ def test_a_shipped_experiment_expands_and_says_what_it_asks(path):
     assert path.stem == load_experiment(path).name
 
 
+@pytest.mark.parametrize(
+    ("report", "mode"),
+    [
+        ("metric: val/loss", "min"),
+        ("metric: val/accuracy", "max"),
+        ("metric: val/accuracy, mode: min", "min"),
+        ("metric: train/tokens_per_s", "max"),
+        ("metric: val/loss, mode: auto", "min"),
+    ],
+)
+def test_the_better_end_of_a_metric_is_known_unless_it_is_said(report, mode, expand, tmp_path):
+    expand(f"report: {{{report}}}\n")
+    assert load_experiment(tmp_path / "t.yaml").report.mode == mode
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_shipped_part_makes_a_trial(path, tmp_path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)  # the example in data/text.yaml reads this project
@@ -273,6 +288,16 @@ def test_the_best_is_taken_over_one_factor_or_several(expand, tmp_path, given):
         (
             "grid: {model.gate.name: [none, fixed_decay]}\nreport: {baseline: {model.gate.name: none, model.dim: 64}}",
             r"report\.baseline: \{model\.gate\.name=none, model\.dim=64\} matches no point",
+        ),
+        (
+            "grid: {model.gate: [{name: data_dependent}, {name: data_dependent, rank: 4}, {name: none}]}\n"
+            "report: {baseline: {model.gate: {name: data_dependent}}}",
+            r"report\.baseline: \{model\.gate=\{name: data_dependent\}\} is both .*rank: 4.*; takes what tells ",
+        ),
+        ("report: {metric: gate/layer0/head0/memry}", r"report\.metric: no such metric .*gate/layer0/head0/memory"),
+        (
+            "report: {metric: gate/layer9/head0/memory}",
+            r"got gate/layer9/head0/memory, and of a trial's layers \(gated: 0",
         ),
         ("report: {metric: val/los}", r"report\.metric: no such metric 'val/los', did you mean 'val/loss'\?"),
         ("report: {metric: val/accuracy/../x}", r"report\.metric: no such metric 'val/accuracy/\.\./x'"),

@@ -328,6 +328,16 @@ def test_nothing_but_an_export_is_overwritten(trial, tmp_path, capsys):
     assert main(["--export", str(trial), "--to", str(trial)]) == 2
     assert "has a config.yaml that is of no export; name another folder with --to" in capsys.readouterr().err
     assert (trial / "config.yaml").read_bytes() == config
+    (tmp_path / "theirs").mkdir()
+    theirs = tmp_path / "theirs" / "model.safetensors"
+    for content in (b"precious", safetensors.torch.save({"weight": torch.ones(2)}, {"format": "pt"})):
+        theirs.write_bytes(content)
+        assert main(["--export", str(trial), "--to", str(theirs.parent)]) == 2
+        assert "has a model.safetensors that is of no export; name another" in capsys.readouterr().err
+        assert theirs.read_bytes() == content
+    killed = export(trial, tmp_path / "killed")
+    (killed / "export.json").unlink()
+    assert export(trial, killed) == killed  # again, after one that didn't come to its record
     file = tmp_path / "file"
     file.touch()
     assert main(["--export", str(trial), "--to", str(file)]) == 2

@@ -227,7 +227,16 @@ def test_a_measure_that_is_no_model_is_named(expand):
         ("match: {params: model.dim}\nzip: [{model.dim: [64, 128], model.heads: [2, 4]}]\n", "{params: model.ffn_r"),
         (
             f"grid: {{model.gate: {GATES}}}\nmatch: params\nset: {{model.ffn_ratio: 0.1, model.ffn_multiple: 1}}\n",
-            "parameters would take a SwiGLU of width",
+            "parameters, as the one that it is matched to has: it has too many, ",
+        ),
+        (
+            "match: params\ngrid: {model.dim: [64, 512]}\n",
+            " without a SwiGLU; what helps is a report.baseline at each size that the grid varies, "
+            "another model.ffn_ratio, or leaving match out (at model.dim=512)",
+        ),
+        (
+            "match: params\ngrid: {model.dim: [1024, 16]}\nreport: {baseline: {model.dim: 1024}}\n",
+            "parameters, as the one that it is matched to has: it has too few, ",
         ),
     ],
     ids=lambda text: " ".join(text.split())[:40],

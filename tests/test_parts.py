@@ -113,6 +113,36 @@ def test_a_mistake_in_a_part_is_told_with_its_file(expand, parts, message):
         expand(parts, **files)
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("modle", "modle: no such key, did you mean 'model'?"),
+        ("model.dmi", "model.dmi: no such key, did you mean 'dim'?"),
+        ("data.pears", "data.pears: data source 'mqar' has no such option, did you mean 'pairs'?"),
+        ("model.heads", "model.heads: got {}, takes int"),
+        ("seeds", "seeds: got {}, takes list[int]"),
+        ("plugins", "plugins: stands at the top of an experiment"),
+    ],
+)
+def test_an_empty_mapping_excuses_no_key(expand, key, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        expand([], f"{key}={{}}")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        expand(["p"], p=f"{key}: {{}}")
+    head, *rest = key.split(".")
+    if rest:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            expand(["p"], p=f"{head}: {{{rest[0]}: {{}}}}")
+
+
+@pytest.mark.parametrize("key", ["data", "model", "model.gate", "optim", "trainer"])
+def test_an_empty_mapping_for_a_section_changes_nothing(expand, key):
+    part = "model: {gate: {name: fixed_decay}}\ndata.seq_len: 64\noptim: {beta1: 0.8}\ntrainer.max_steps: 7\n"
+    plain = [trial.id for trial in expand(["p"], p=part)]
+    assert [trial.id for trial in expand(["p"], f"{key}={{}}", p=part)] == plain
+    assert [trial.id for trial in expand(["none", "p"], none=f"{key}: {{}}", p=part)] == plain
+
+
 def test_seeds_in_a_part_of_base_are_refused_with_where_they_may_stand(expand):
     with pytest.raises(ConfigError, match=r"fast\.yaml: seeds: stands at the top of an experiment, .*--part"):
         expand([], text="name: t\nbase: [scale/fast]\n")

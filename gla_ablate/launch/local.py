@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+from gla_ablate import curves
 from gla_ablate.config import write_config
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
@@ -27,6 +29,11 @@ from gla_ablate.trial import DISK_FULL, is_finished
 POLL = 0.1  # seconds between looks at the processes
 GRACE = 30.0  # seconds from SIGTERM to SIGKILL: a trial may be writing a checkpoint
 SHOWN = 5  # lines of the log of a trial that failed
+# How a line of the log begins that says nothing of an end, though it may be the last one: a warning, of Python's (of
+# Lightning's own without a category) or torch's, or a hint.
+ASIDE = re.compile(
+    r"(/.*|\S+)\.py:\d+: |(<.*>|\S+):\d+: \w*Warning: |(DEBUG|INFO|WARNING)\b|(\[rank\d+\]:)?\[?[IW]\d{3,4} |💡"
+)
 LOSSES = 3  # how often a trial starts again whose node was lost, say, without a step further than before
 
 
@@ -84,6 +91,9 @@ def prepare(
     todo = []
     for trial in trials:
         home = folder / trial.id
+        if outcome(home) == "finished" and not curves.can_be_read(home / "metrics.csv"):
+            say(f"{set_aside(home / 'metrics.csv')}: damaged, so set aside; the trial runs again")
+            set_aside(home / "result.json")  # it isn't finished any more
         if outcome(home) in left:
             continue
         if home.is_symlink():
@@ -241,12 +251,22 @@ def _final_state(home: Path, ended: Running, stopped: bool) -> State:
     elif returncode == DISK_FULL:
         state.status, state.reason = "disk full", f"no space left after step {state.step}"
     else:
-        said = last_lines(home / "log.txt", 1, ended.log_from)
-        state.status = "failed"
-        state.reason = f"exit code {returncode} without a result: {said[0] if said else 'nothing in log.txt'}"
+        said = last_words(home / "log.txt", ended.log_from)
+        state.status, state.reason = "failed", f"exit code {returncode} without a result{said and f': {said}'}"
     with suppress(OSError):  # on a full disk the others go on as far as they can
         state.write(home)
     return state
+
+
+def last_words(log: Path, start: int) -> str:
+    """The last line from byte `start` on, which is mostly why a process ended; nothing where it is `ASIDE`, or the line
+    of source under a warning."""
+    lines = last_lines(log, 2, start)
+    if not lines:
+        return "nothing in log.txt"
+    above, last = lines if len(lines) > 1 else ("", *lines)
+    is_source = last[0].isspace() and ASIDE.match(above)
+    return "" if is_source or ASIDE.match(last) else last
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> list[str]:

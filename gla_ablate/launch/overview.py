@@ -16,7 +16,7 @@ from gla_ablate.launch.forecast import Forecast
 from gla_ablate.launch.local import is_held, outcome
 from gla_ablate.launch.slots import divide
 from gla_ablate.launch.state import State
-from gla_ablate.launch.view import add_progress, clock, progress_table
+from gla_ablate.launch.view import NOT_STARTED, add_progress, clock, progress_table
 from gla_ablate.status import FAILED, STATUSES, read_json
 
 HOLDER = "run.holder.json"  # who holds run.lock
@@ -32,6 +32,10 @@ def print_status(grid: list[Trial], folder: Path, console: Console) -> None:
     holder = read_json(folder / HOLDER) or {}
     at_work = bool(holder) and is_alive(holder.get("process"), holder.get("on"), folder / "run.lock")
     states = {trial.id: state_of(folder / trial.id, trial.config.trainer.max_steps) for trial in grid}
+    if not at_work:
+        for id, state in states.items():
+            if not (folder / id / "status.json").exists():  # one that is there may wait in SLURM's queue, say
+                state.status = NOT_STARTED
     slots = holder.get("slots")
     at_once = min(slots, len(grid)) if isinstance(slots, int) and slots > 0 else len(divide(None))
     forecast = Forecast(grid, at_once)
@@ -43,7 +47,7 @@ def print_status(grid: list[Trial], folder: Path, console: Console) -> None:
         if state.status in FAILED:
             console.print(f"{state.status}: {id}: {state.reason}", highlight=False, markup=False, soft_wrap=True)
     count = Counter(state.status for state in states.values())
-    parts = [f"{count[status]} {status}" for status in STATUSES if count[status]]
+    parts = [f"{count[status]} {status}" for status in (NOT_STARTED, *STATUSES) if count[status]]
     left = forecast.of_grid(states) if at_work else None
     parts += [f"about {clock(left)} left"] if left else []
     console.print(f"{len(grid)} trials: {', '.join(parts)}", highlight=False)

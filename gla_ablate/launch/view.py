@@ -19,7 +19,8 @@ from gla_ablate.launch.forecast import Forecast
 from gla_ablate.launch.state import State
 from gla_ablate.status import FAILED
 
-STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "queued": "dim"}
+NOT_STARTED = "not started"  # in place of "queued", of a trial that nothing is there of and nobody is about to start
+STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "queued": "dim", NOT_STARTED: "dim"}
 STYLES |= dict.fromkeys(FAILED, "bold red")
 REST = 66  # columns of a terminal that all but a trial's name take at most
 SHOWN_FIRST = ("running", *FAILED, "interrupted", "queued", "finished")  # when not all trials fit on the screen
@@ -65,7 +66,9 @@ class View:
             self.say(f"[dim]    {escape(line)}[/]")
 
     def stopping(self, running: int) -> None:
-        self.say(f"[yellow]stopping {running} running trials; Ctrl-C to kill them[/]")
+        if running:
+            trials, them = ("trial", "it") if running == 1 else ("trials", "them")
+            self.say(f"[yellow]stopping {running} running {trials}; Ctrl-C to kill {them}[/]")
 
     def tick(self, running: dict[str, State]) -> None:
         self.states |= running

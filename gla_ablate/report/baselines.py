@@ -65,15 +65,16 @@ def baseline_note(grid: list[Point], labels: Labels, settings: Settings) -> str:
         return ""
     if any(point.is_baseline for point in grid):
         held = zip(grid, candidates(grid, settings, settings.best_over), strict=True)
-        several = [(point, ones) for point, ones in held if len(ones) > 1]
-        if not several:
+        without = [(point, ones) for point, ones in held if len(ones) != 1]
+        if not without:
             return ""
-        (first, ones), text = several[0], baseline_text(settings)
-        rest = f", nor for {len(several) - 1} more" if len(several) > 1 else ""
-        return (
-            f"No difference for {labels.point(first.values)}{rest}: {text} is any of "
-            f"{listed([labels.point(one.values) for one in ones])}, and report.baseline doesn't say which."
-        )
+        (first, ones), text = max(without, key=lambda pair: len(pair[1])), baseline_text(settings)
+        rest = f", nor for {len(without) - 1} more" if len(without) > 1 else ""
+        why = f"no point of the grid is {text} and else the same"
+        if ones:
+            several = listed([labels.point(one.values) for one in ones])
+            why = f"{text} is any of {several}, and report.baseline doesn't say which"
+        return f"No difference for {labels.point(first.values)}{rest}: {why}."
     keys, known = unvaried(grid, settings), [config for point in grid if (config := configured(point)) is not None]
     if keys and not known and all(point.mean is None for point in grid):
         return ""  # nothing has started, so that nobody knows

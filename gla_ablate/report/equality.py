@@ -83,7 +83,8 @@ def gaps(experiment: Experiment, over: str) -> list[Gap]:
     for trial in experiment.trials:
         rest = {factor: value for factor, value in trial.point.items() if factor != over}
         alike.setdefault(identity([rest, trial.seed]), []).append(trial)
-    baseline = flatten({over: experiment.settings.baseline.get(over)})
+    flat = flatten(experiment.settings.baseline)
+    baseline = {key: value for key, value in flat.items() if key == over or key.startswith(f"{over}.")}
     found = []
     for trials in alike.values():
         reference = next((t for t in trials if flatten({over: t.point.get(over)}) == baseline), trials[0])

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from gla_ablate import curves
 from gla_ablate.errors import ConfigError, nearest
 from gla_ablate.grid import flatten
 from gla_ablate.status import FAILED, STATUSES, read_json
@@ -118,6 +119,8 @@ def load_trial(
     metrics = read_metrics(folder / "metrics.csv")
     by_tag = dict(iter(metrics.groupby("metric")[["step", "value"]]))
     value, step, trouble = pick(by_tag.get(settings.metric), settings)
+    if metrics.empty and not curves.can_be_read(folder / "metrics.csv"):
+        trouble = "metrics.csv is damaged: the same command runs it again"
     status, reason = state(progress, result)
     return Trial(
         id=id,
@@ -196,9 +199,12 @@ def read_positions(path: Path) -> pd.DataFrame | None:
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """`metrics.csv` as columns step (int), metric (str), value (float, may be NaN), in the order of steps."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole_lines = text[: text.rfind("\n") + 1] or "step,metric,value\n"
-    frame = pd.read_csv(io.StringIO(whole_lines), dtype={"step": "int64"}, converters={"value": float})  # exact
+    """`metrics.csv` as columns step (int), metric (str), value (float, may be NaN), in the order of steps; without rows
+    if the file is damaged."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = curves.whole_lines(text) if curves.are_sound(text) else ""
+    frame = pd.read_csv(  # exact
+        io.StringIO(lines or f"{curves.HEADER}\n"), dtype={"step": "int64"}, converters={"value": float}
+    )
     frame["value"] = frame["value"].astype("float64")  # a frame without rows has no types yet
     return frame.sort_values("step", kind="stable", ignore_index=True)

@@ -19,7 +19,7 @@ from rich.console import Console
 from gla_ablate.config import Config, read_yaml
 from gla_ablate.errors import ConfigError
 from gla_ablate.experiment import Trial
-from gla_ablate.launch.local import LOSSES, prepare, run_trials
+from gla_ablate.launch.local import LOSSES, last_words, prepare, run_trials
 from gla_ablate.launch.processes import EachAlone, Spawn, Start
 from gla_ablate.launch.state import State
 from gla_ablate.launch.view import View
@@ -43,6 +43,7 @@ BEHAVIOUR = {
     "crashes": 'sys.exit("it broke")\n',
     "killed": "os.kill(os.getpid(), signal.SIGKILL)\n",
     "mute": "sys.exit(0)\n",
+    "warns": 'import warnings; warnings.warn("an old way", DeprecationWarning); sys.exit(3)\n',
     "full": "sys.exit(28)\n",
     "clears": "import shutil; shutil.rmtree(folder.parent / 'good-later')\n" + FINISH,
     "polite": (
@@ -163,6 +164,22 @@ def test_what_is_damaged_is_set_aside_and_the_trial_runs_again(launch, capsys, n
 
 
 @pytest.mark.parametrize(
+    "content", [b"\0" * 40, b"\n", b"step,metric,value\n1,val/loss\n", b"step,metric,value\n\xff,a,1\n"]
+)
+def test_a_finished_trial_whose_curves_are_damaged_runs_again(launch, capsys, content):
+    launch("good")
+    curves = launch.folder / "good" / "metrics.csv"
+    curves.write_bytes(b"step,metric,value\n1,val/loss,nan\n2,val/")  # as a report may find it, and takes it
+    launch("good")
+    assert launch.ran == []
+    curves.write_bytes(content)
+    launch("good")
+    assert launch.ran == ["good"] and launch.state("good").status == "finished"
+    assert curves.with_name("metrics.csv.damaged").read_bytes() == content
+    assert f"{curves}.damaged: damaged, so set aside; the trial runs again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("name", "kind", "reason"),
     [
         ("raises", "failed", "ValueError: no"),
@@ -170,6 +187,7 @@ def test_what_is_damaged_is_set_aside_and_the_trial_runs_again(launch, capsys, n
         ("killed", "killed", "by signal 9 (SIGKILL), perhaps for want of memory"),
         ("full", "disk full", "no space left after step 3"),
         ("mute", "failed", "exit code 0 without a result: hello from mute"),
+        ("warns", "failed", "exit code 3 without a result"),
     ],
 )
 def test_a_trial_that_fails_is_marked_with_its_reason_and_the_others_go_on(launch, name, kind, reason):
@@ -182,6 +200,34 @@ def test_a_trial_that_fails_is_marked_with_its_reason_and_the_others_go_on(launc
     assert launch.ran == ([name] if kind in ("killed", "disk full") else [])  # not by its own fault
     launch(name, "good", retry_failed=True)
     assert launch.ran == [name]
+
+
+PYTREE = "/a folder/lightning/pytorch/utilities/_pytree.py:21: isinstance(treespec, LeafSpec) is deprecated, use …"
+
+
+@pytest.mark.parametrize(
+    "aside",
+    [
+        PYTREE,  # as Lightning writes its own
+        "/lib/torch/nn/module.py:12: UserWarning: an old way\n  return F.linear(x)",
+        "sys:1: ResourceWarning: unclosed file",
+        "<frozen importlib._bootstrap>:241: DeprecationWarning: builtin type has no __module__",
+        "INFO: GPU available: True (cuda), used: True",
+        "WARNING:root:an old way",
+        "💡 Tip: For seamless cloud uploads",
+        "[rank0]:[W803 12:00:00.123 ProcessGroupNCCL.cpp:1496] Warning: destroy_process_group() was not called",
+        "W0803 12:00:00.123000 7 torch/_dynamo/convert_frame.py:844] hit the recompile limit",
+    ],
+    ids=lambda aside: aside[:20],
+)
+def test_a_warning_at_the_end_of_a_log_is_no_reason(tmp_path, aside):
+    log = tmp_path / "log.txt"
+    log.write_text(f"step 3/9\n{aside}\n\n", encoding="utf-8")
+    assert last_words(log, 0) == ""
+    for said in ("it broke", "ValueError: model.py:12: no such layer", "    ~~~~^^^", "Information: none", "I stop"):
+        log.write_text(f"{aside}\nin between\n{said}\n", encoding="utf-8")
+        assert last_words(log, 0) == said
+    assert last_words(log, log.stat().st_size) == "nothing in log.txt"
 
 
 def test_a_trial_that_was_killed_starts_again_as_often_as_it_may(launch):
@@ -224,8 +270,14 @@ def test_a_grid_that_is_to_fail_fast_ends_with_the_first_failure(launch):
     assert time.monotonic() - began < 30
     statuses = {name: launch.state(name).status for name in ("polite", "raises", "good")}
     assert statuses == {"polite": "interrupted", "raises": "failed", "good": "queued"}
+    assert "stopping 1 running trial; Ctrl-C to kill it\n" in launch.printed
     launch("good-2", "raises", "good")
     assert launch.ran == ["good-2", "good"]
+
+
+def test_a_grid_whose_only_running_trial_has_failed_has_nothing_to_stop(launch):
+    launch("raises", "good", slots=1, fail_fast=True)
+    assert launch.state("good").status == "queued" and "stopping" not in launch.printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -341,6 +393,6 @@ def test_a_trial_that_waits_for_a_place_is_not_shown_as_started_and_is_taken_bac
     start = StartElsewhere(gets_a_place=False)
     signals(signal.SIGTERM, once_ready=["a", "b"])
     assert launch("a", "b", "c", start=start) is True
-    assert "started" not in launch.printed and "stopping 0 running trials" in launch.printed
+    assert "started" not in launch.printed and "stopping" not in launch.printed  # none runs
     assert [process.taken_back for process in start.started] == [True, True]
     assert {launch.state(name).status for name in "abc"} == {"queued"}

@@ -82,7 +82,13 @@ def test_every_trial_stands_there_with_what_its_folder_tells(tmp_path, gone, hel
 
 def test_without_a_run_at_work_nothing_is_left_to_wait_for(tmp_path, gone):
     leave(tmp_path, 1, status="interrupted", step=101, setup=5.0, trained=10.0, first_step=1)
-    assert shown(tmp_path)[-2:] == ["5 trials: 4 queued, 1 interrupted", "no run.py is at work here"]
+    leave(tmp_path, 2)  # waits in SLURM's queue, say
+    (tmp_path / "trial-3").mkdir()
+    lines = shown(tmp_path)
+    rows = {line.split()[0]: line for line in lines if line.startswith(" trial-")}
+    assert ["not started" in rows[f"trial-{i}"] for i in range(5)] == [True, False, False, True, True]
+    assert "queued" in rows["trial-2"] and "0/200" in rows["trial-2"]
+    assert lines[-2:] == ["5 trials: 3 not started, 1 queued, 1 interrupted", "no run.py is at work here"]
     write_json(tmp_path / HOLDER, {"process": gone, "on": platform.node(), "since": "yesterday"})  # it was killed
     assert shown(tmp_path)[-1] == "no run.py is at work here"
 
@@ -145,7 +151,7 @@ def test_damaged_files_are_no_hindrance(tmp_path, text):
     home = leave(tmp_path, 0, status="finished")
     (home / "status.json").write_text(text)
     (tmp_path / HOLDER).write_text(json.dumps([1]))
-    assert shown(tmp_path)[-2] == "5 trials: 5 queued"
+    assert shown(tmp_path)[-2] == "5 trials: 4 not started, 1 queued"
 
 
 @pytest.mark.parametrize("slots", [0, -1, True, "many", 10**20, None])

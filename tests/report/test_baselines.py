@@ -60,7 +60,11 @@ def test_a_value_that_no_trial_has_is_said(folder):
 def test_a_value_that_varies_with_the_point_picks_the_baseline(folder):
     """As a reference between keys makes it: the rate follows the heads, which the others differ in."""
     rows = [({"model.heads": heads}, float(heads), at(heads / 1000)) for heads in (1, 2, 4)]
-    assert configured(folder, rows, {RATE: 0.002}) == ([None, 0.0, None], [])
+    differences, said = configured(folder, rows, {RATE: 0.002})
+    assert differences == [None, 0.0, None]
+    assert said == [
+        "No difference for heads=1, nor for 1 more: no point of the grid is optim.lr=0.002 and else the same."
+    ]
 
 
 def test_an_option_that_a_point_leaves_to_its_default_is_one(folder):

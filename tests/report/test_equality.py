@@ -56,6 +56,12 @@ def test_the_baselines_value_is_what_the_others_are_held_against(folder):
     assert checked(folder, curves, {"baseline": {SIZE: 32}}).verdict == "passed"
 
 
+def test_the_baseline_may_be_nested(folder):
+    curves = {("a", 16, 0): [2.0], ("a", 32, 0): [2.015], ("a", 64, 0): [2.03]}
+    baseline = {"model": {"chunk_size": 32, "gate": {"name": "a"}}}
+    assert checked(folder, curves, {"baseline": baseline}).verdict == "passed"
+
+
 def test_without_it_the_first_is_the_reference(folder):
     assert checked(folder, {("a", 16, 0): [2.0], ("a", 32, 0): [2.015], ("a", 64, 0): [2.03]}).verdict == "failed"
 

@@ -1,13 +1,17 @@
 """The figure of memory lengths: whose gates it shows, and what it makes of seeds and layers without a gate."""
 
+import itertools
 import math
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from gla_ablate.report import plots, write_report
 from gla_ablate.report.findings import find
-from gla_ablate.report.plots.memory import by_layer_and_head, titled
+from gla_ablate.report.plots.memory import by_layer_and_head, round_numbers, titled
+from gla_ablate.report.plots.style import STYLE, png
 from gla_ablate.report.trials import load
 
 GATE = "model.gate.name"
@@ -33,6 +37,42 @@ def test_memory_is_that_of_the_last_step_and_the_geometric_mean_over_seeds(folde
     assert by_layer_and_head(second) is None
     write_report(path)
     assert (path / "report/memory.png").is_file() and "memory.png" in (path / "report/report.md").read_text()
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+@pytest.mark.parametrize("span", [1.0, 1.05, 1.5, 3.0, 9.0, 11.0, 70.0, 1e3, 1e8])
+@pytest.mark.parametrize("low", [0.01, 0.7, 28.0])
+def test_the_colour_bar_is_marked_in_plain_numbers_that_keep_their_distance(folder, monkeypatch, low, span, layers):
+    lengths = np.geomspace(low, low * span, 2 * layers)
+    places = list(itertools.product(range(layers), range(2)))
+    folder.add({GATE: "a"}, 0, curves=logged(dict(zip(places, lengths.tolist(), strict=True))))
+    figures = []
+    monkeypatch.setattr("gla_ablate.report.plots.memory.png", lambda figure: figures.append(figure) or png(figure))
+    plots.memory_lengths(find(load(folder.save({}))))
+    (figure,) = figures
+    assert not any("$" in text.get_text() for text in figure.findobj(Text))
+    axis = figure.axes[-1].yaxis
+    with matplotlib.rc_context(STYLE):
+        figure.canvas.draw()
+        boxes = [tick.label2.get_window_extent() for tick in axis.get_major_ticks()]
+    assert len(boxes) >= 2 and all(below.y1 < above.y0 for below, above in itertools.pairwise(boxes))
+    assert all(axis.axes.transData.transform((0, mark))[1] >= 0 for mark in axis.get_majorticklocs())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "apart", "marks"),
+    [
+        (1, 100, 0.15, [1, 2, 5, 10, 20, 50, 100]),
+        (1, 100, 0.2, [1, 3, 10, 30, 100]),
+        (1, 100, 0.3, [1, 10, 100]),
+        (9, 95, 0.1, [10, 20, 50]),
+        (0.01, 1e6, 0.2, [0.01, 1, 100, 1e4, 1e6]),
+        (27.5, 33, 0.1, [28, 30, 32]),
+        (27.5, 33, 0.7, [27.5, 33]),
+    ],
+)
+def test_as_many_round_numbers_are_marked_as_have_room(low, high, apart, marks):
+    assert round_numbers(low, high, apart) == pytest.approx(marks)
 
 
 def test_no_figure_without_gates(folder):

@@ -315,3 +315,18 @@ def test_a_negative_mean_has_a_true_minus(folder):
 def test_a_report_needs_neither_torch_nor_lightning():
     code = "import sys, gla_ablate.report; sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'datasets')))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"\n\n", b"\0" * 99, b"step,metric,value\n1,val/loss,1.0,2.0\n", b"step,metric,value\n\xff"]
+)
+def test_a_trial_whose_curves_are_damaged_does_not_count_and_says_so(folder, content):
+    folder.add({"model.heads": 1}, curves={"val/loss": [2.0]})
+    damaged = folder.add({"model.heads": 2}, curves={"val/loss": [1.0]})
+    (damaged / "metrics.csv").write_bytes(content)
+    write_report(folder.save())
+    text = (folder.path / "report/report.md").read_text()
+    wanted = (
+        "logged no val/loss" if content.endswith(b"\xff") else "metrics.csv is damaged: the same command runs it again"
+    )
+    assert wanted in text and "2.000" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -10,9 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import MaxNLocator
 
 from gla_ablate.report.findings import Findings
+from gla_ablate.report.plots.cost import tick_text
 from gla_ablate.report.plots.style import STYLE, png, shortened
 from gla_ablate.report.points import Point
 
@@ -22,6 +24,7 @@ WIDTH = 25  # characters above a panel
 LINES = 4
 LEAST = 0.01  # tokens: a gate that lets nothing through has a memory of 0, which has no logarithm
 NAMED = 8  # heads: of more, numbers wouldn't fit the cells
+BETWEEN = 0.2  # inches from one number of the colour bar to the next, at least
 
 
 def memory_lengths(found: Findings) -> bytes | None:
@@ -31,12 +34,14 @@ def memory_lengths(found: Findings) -> bytes | None:
         return None
     known = np.concatenate([cells[np.isfinite(cells)] for _, cells in maps])
     low, high = float(known.min()), float(known.max())
-    norm = LogNorm(low, high if high > low else 2 * low)
+    high = high if high > low else 2 * low
+    norm = LogNorm(low, high)
     columns = min(ACROSS, len(maps))
     rows = math.ceil(len(maps) / columns)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         tallest = max(cells.shape[0] for _, cells in maps)
-        figure = Figure(figsize=(2.2 * columns + 0.9, rows * (1.1 + 0.3 * min(tallest, 12))))
+        height = rows * (1.1 + 0.3 * min(tallest, 12))
+        figure = Figure(figsize=(2.2 * columns + 0.9, height))
         grid = figure.subplots(rows, columns, squeeze=False)
         figure.subplots_adjust(wspace=0.22, hspace=0.7)
         for axes, (point, cells) in zip(grid.flat, maps, strict=False):
@@ -50,7 +55,9 @@ def memory_lengths(found: Findings) -> bytes | None:
             axes.set_xlabel("head")
         colours = matplotlib.cm.ScalarMappable(norm, "viridis")
         bar = figure.colorbar(colours, ax=list(grid.flat), shrink=0.8, pad=0.02, aspect=30)
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        marks = round_numbers(low, high, BETWEEN / (0.6 * height))  # the bar has 0.6 of the height
+        bar.set_ticks(marks, labels=[tick_text(mark) for mark in marks])
+        bar.minorticks_off()  # matplotlib writes beside those, in TeX, where memories span a decade or less
         bar.set_label("memory length (tokens)")
         bar.outline.set_visible(False)
         return png(figure)
@@ -67,6 +74,20 @@ def by_layer_and_head(point: Point) -> np.ndarray | None:
     for place in places:
         cells[place] = statistics.geometric_mean(max(memory[place], LEAST) for memory in known)
     return cells
+
+
+def round_numbers(low: float, high: float, apart: float) -> list[float]:
+    """Numbers to mark from `low` to `high` on a logarithmic scale, at least `apart` of its length between two: 1, 2, 5,
+    10, 20, … or fewer of those; evenly spaced ones where less than two of them lie there; or else the ends."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [[digit * 10.0**p for p in powers for digit in digits] for digits in ((1, 2, 5), (1, 3))]
+    found += [[10.0**p for p in powers if p % step == 0] for step in range(1, len(powers))]
+    found += [[*map(float, MaxNLocator(bins, steps=[1, 2, 5, 10]).tick_values(low, high))] for bins in range(5, 0, -1)]
+    for marks in found:
+        marks = [mark for mark in marks if low <= mark <= high]
+        if len(marks) >= 2 and all(b >= a * (high / low) ** apart for a, b in itertools.pairwise(marks)):
+            return marks
+    return [low, high]
 
 
 def titled(name: str) -> str:
