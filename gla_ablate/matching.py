@@ -206,8 +206,8 @@ def with_ffn(model: ModelConfig, target: int, count: Callable[[ModelConfig], int
             return of_ffn(model, near, multiple)
         if multiple == 1:
             raise ConfigError(
-                f"match: no width of the SwiGLU gives this point {target:,} parameters, as the one that it is matched to "
-                f"has: {unmatched(target, present - width * each, each, wanted / model.dim)}; what helps is a "
+                f"match: no width of the SwiGLU gives this point {target:,} parameters, as the one that it is matched "
+                f"to has: {unmatched(target, present - width * each, each, wanted / model.dim)}; what helps is a "
                 "report.baseline at each size that the grid varies, another model.ffn_ratio, or leaving match out"
             )
         multiple = 1 << ((multiple - 1).bit_length() - 1)  # the power of two below
