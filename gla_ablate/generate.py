@@ -43,27 +43,41 @@ def generate(
     for an argument that can't be, and with the first token if the prompt's logits aren't finite.
     """
     device = model.embedding.weight.device
-    check(tokens, n, temperature, top_k, top_p, model.embedding.num_embeddings)
+    check(tokens, n, temperature, top_k, top_p, seed, model.embedding.num_embeddings)
     random = torch.Generator(device).manual_seed(seed)
     return _generate(model, tokens.to(device), n, temperature, top_k, top_p, random)
 
 
-def check(tokens: Tensor, n: int, temperature: float, top_k: int | None, top_p: float | None, vocab_size: int) -> None:
+def check(
+    tokens: Tensor, n: int, temperature: float, top_k: int | None, top_p: float | None, seed: int, vocab_size: int
+) -> None:
     """Raises `ValueError` with the argument, what it got and what it takes."""
+    if not isinstance(tokens, Tensor):
+        raise ValueError(f"tokens: got {type(tokens).__name__}, takes an int64 tensor [B, T]")
     if tokens.dim() != 2 or 0 in tokens.shape or tokens.dtype != torch.long:
         got = f"{tokens.dtype} {list(tokens.shape)}"
         raise ValueError(f"tokens: got {got}, takes int64 [B, T] with at least one token (byte 0 begins a text)")
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab_size:
         raise ValueError(f"tokens: got token {low if low < 0 else high}, takes 0 to {vocab_size - 1}")
-    if n < 0:
-        raise ValueError(f"n: got {n}, takes a whole number from 0")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature: got {temperature}, takes a number from 0 (0: the most probable token)")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: got {top_k}, takes a whole number from 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p: got {top_p}, takes a number above 0, to 1")
+    if not is_whole(n) or n < 0:
+        raise ValueError(f"n: got {n!r}, takes a whole number from 0")
+    if not (is_number(temperature) and math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature: got {temperature!r}, takes a number from 0 (0: the most probable token)")
+    if top_k is not None and not (is_whole(top_k) and top_k >= 1):
+        raise ValueError(f"top_k: got {top_k!r}, takes a whole number from 1")
+    if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
+        raise ValueError(f"top_p: got {top_p!r}, takes a number above 0, to 1")
+    if not (is_whole(seed) and 0 <= seed < 2**63):
+        raise ValueError(f"seed: got {seed!r}, takes a whole number from 0, below 2^63")
+
+
+def is_whole(x: object) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def is_number(x: object) -> bool:
+    return isinstance(x, float) or is_whole(x)
 
 
 @torch.no_grad()

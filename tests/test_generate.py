@@ -213,6 +213,11 @@ def test_what_is_left_to_draw_from_keeps_its_ratios(options, kept):
         ({"top_p": 0.0}, "top_p: got 0.0"),
         ({"top_p": 1.5}, "top_p: got 1.5"),
         ({"top_p": float("nan")}, "top_p: got nan"),
+        ({"tokens": [[1, 2]]}, "tokens: got list"),
+        ({"n": 2.5}, "n: got 2.5"),
+        ({"temperature": "a"}, "temperature: got 'a'"),
+        ({"top_k": 2.5}, "top_k: got 2.5"),
+        ({"seed": 2**70}, "seed: got 1180591620717411303424"),
     ],
 )
 def test_an_argument_that_cannot_be_is_refused_before_anything_is_drawn(change, message):

@@ -62,7 +62,13 @@ def matching(patterns: list[str], key: str) -> list[Path]:
     found: set[Path] = set()
     for index, pattern in enumerate(patterns):
         expanded = Path(pattern).expanduser()
-        paths = [path.resolve() for path in map(Path, glob.glob(str(expanded), recursive=True)) if not path.is_dir()]
+        named = [str(expanded)] if expanded.exists() else []  # a name may hold what means more in a pattern
+        candidates = map(Path, named or glob.glob(str(expanded), recursive=True))
+        paths = [path.resolve() for path in candidates if not path.is_dir()]
+        if not paths and expanded.is_dir():
+            raise ConfigError(
+                f"{key}[{index}]: got {pattern!r}, a folder; {pattern.rstrip('/') + '/**'!r} takes its files"
+            )
         if not paths:
             hint = nearest(expanded.name, os.listdir(expanded.parent)) if expanded.parent.is_dir() else ""
             raise ConfigError(f"{key}[{index}]: got {pattern!r}, which matches no file{hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -87,8 +88,18 @@ def check_arguments(
             raise ValueError(
                 f"initial_state: got dtype {initial_state.dtype}, takes float32 (float64 for float64 inputs)"
             )
-    if chunk_size != "auto" and (isinstance(chunk_size, bool) or chunk_size not in CHUNK_SIZES):
+    is_int = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if not (chunk_size in CHUNK_SIZES if is_int else isinstance(chunk_size, str) and chunk_size == "auto"):
         raise ValueError(f"chunk_size: got {chunk_size!r}, takes {', '.join(map(str, CHUNK_SIZES))} or 'auto'")
+
+
+def check_scale(scale: object) -> None:
+    """Raises `ValueError` for all but None and a finite number; a tensor would get no gradient."""
+    if scale is None or torch.compiler.is_compiling():  # there a number may be a symbol, with no value to look at
+        return
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
+        got = type(scale).__name__ if isinstance(scale, Tensor) else repr(scale)
+        raise ValueError(f"scale: got {got}, takes a finite number or None")
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> int:

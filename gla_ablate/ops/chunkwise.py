@@ -100,8 +100,11 @@ def chunkwise(
     `[B, T, H, V]`.
     """
     T, H = k.shape[1:3]
-    if T == 0:
-        return v.new_zeros(*q.shape[:3], v.shape[3]), initial_state
+    if T == 0:  # of no tokens, but of the inputs' graph, and a state that isn't the caller's own
+        o = q[..., :1] * v.repeat_interleave(q.shape[2] // H, 2)
+        for x in (k, g, gv):
+            o = o if x is None else o + x.sum()
+        return o, initial_state + k.sum() * v.sum()
     chunk = min(chunk, max(16, 1 << (T - 1).bit_length()))  # a chunk longer than the sequence is padding only
     n = -(-T // chunk)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gla_ablate.ops.checks import check_arguments, check_values, promoted
+from gla_ablate.ops.checks import check_arguments, check_scale, check_values, promoted
 from gla_ablate.ops.chunkwise import chunkwise
 
 BACKENDS = ("auto", "triton", "torch")
@@ -97,6 +97,7 @@ def gated_linear_attention(
     Source: Gated Linear Attention Transformers with Hardware-Efficient Training (arXiv 2312.06635), section 4.
     """
     check_arguments(q, k, v, g, gv, initial_state, cu_seqlens, chunk_size)
+    check_scale(scale)
     if check_inputs:
         check_values(q, g, gv, cu_seqlens)
     device = q.device.type

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gla_ablate.ops.checks import check_operands, check_tensor, promoted, shape
+from gla_ablate.ops.checks import check_operands, check_scale, check_tensor, promoted, shape
 from gla_ablate.ops.op import resolve_backend
 
 
@@ -51,6 +51,7 @@ def gated_linear_attention_step(
     if state is None:
         raise ValueError("state: got None, takes a tensor [B, H, K, V] (zeros at the start of a sequence)")
     dtype = check_arguments(q, k, v, g, gv, state)
+    check_scale(scale)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     if resolve_backend(backend, q.device, dtype) == "torch":
         return plain(q, k, v, g, gv, state, scale, dtype)

@@ -87,6 +87,11 @@ def test_the_cache_is_used_again_until_a_file_changes(write, cache, monkeypatch)
     assert after["bytes"] == before["bytes"] and after["sha256"] != before["sha256"]
 
 
+def test_a_file_may_have_any_name(write):
+    path = write("a [1]*?.txt", bytes(range(1, 256)))
+    assert text_source([path]).stamp()["bytes"] == 255
+
+
 @pytest.mark.parametrize("change", [{"val_fraction": 0.3}, {"seq_len": 5}])
 def test_options_that_change_the_rows_are_another_cache_entry(write, change):
     path = write("a.txt", bytes(range(1, 256)))
@@ -105,7 +110,7 @@ def test_options_that_change_the_rows_are_another_cache_entry(write, change):
         ({"files": ["here.txt"], "val_files": ["*.txt"]}, r"data\.files.*val_files"),
         ({"files": ["here.txt"], "val_fraction": 1.0}, r"data\.val_fraction.*1\.0"),
         ({"files": ["here.txt"], "encoding": "utf-8"}, r"data\.encoding.*no such option"),
-        ({"files": ["."]}, r"data\.files\[0\].*no file"),
+        ({"files": ["."]}, r"data\.files\[0\]: got '\.', a folder; '\./\*\*' takes its files"),
         ({"files": ["dangling.md"]}, r"data\.files\[0\].*cannot read"),
         ({"files": ["/dev/zero"]}, r"data\.files\[0\].*cannot read"),
     ],

@@ -62,6 +62,11 @@ REFUSED = {
     "chunk size 512": ({"chunk_size": 512}, "chunk_size: got 512"),
     "chunk size of a bool": ({"chunk_size": True}, "chunk_size: got True"),
     "chunk size of a word": ({"chunk_size": "large"}, "chunk_size: got 'large'"),
+    "chunk size of a float": ({"chunk_size": 64.0}, "chunk_size: got 64.0"),
+    "chunk sizes": ({"chunk_size": torch.tensor([16, 32])}, r"chunk_size: got tensor\(\[16, 32\]\)"),
+    "scale of a word": ({"scale": "a"}, "scale: got 'a', takes a finite number"),
+    "scale that would learn": ({"scale": torch.ones((), requires_grad=True)}, "scale: got Tensor"),
+    "scale of NaN": ({"scale": float("nan")}, "scale: got nan"),
     "unknown backend": ({"backend": "cuda"}, "backend: got 'cuda'"),
     "fp64 on triton": (
         {name: torch.zeros(B, T, H, n).double() for name, n in (("q", K), ("k", K), ("v", V))} | {"backend": "triton"},
@@ -175,6 +180,20 @@ def test_a_negated_view_is_read_as_what_it_is(backend: str) -> None:
     again, _ = gated_linear_attention(**given | {"v": v}, backend=backend)
     (plain,) = torch.autograd.grad(again.sum(), v)
     torch.testing.assert_close(dv, -plain)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_tokens_give_is_of_the_graph_and_nobody_else_s(kind: str, backend: str) -> None:
+    given, _ = inputs(Case(kind=kind, T=0, group=2))
+    start = given["initial_state"].float()
+    wanted = [given[n].float().requires_grad_() for n in ("q", "k", "v", "g") if given[n] is not None]
+    q, k, v, g = (*wanted, None)[:4]
+    o, state = gated_linear_attention(q, k, v, g, initial_state=start, output_final_state=True, backend=backend)
+    assert torch.equal(state, start) and state.data_ptr() != start.data_ptr()
+    assert o.shape == (*q.shape[:3], v.shape[3])
+    for grad, x in zip(torch.autograd.grad(o, wanted, torch.zeros_like(o)), wanted, strict=True):
+        assert grad.shape == x.shape and not grad.any()
 
 
 @pytest.mark.parametrize("broken", [0, 1])

@@ -83,6 +83,16 @@ def test_a_new_length_recompiles_at_most_once() -> None:
     assert counter.frame_count <= 2
 
 
+def test_a_scale_that_changes_from_call_to_call_compiles() -> None:
+    def op(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return gated_linear_attention(q, k, v, None, scale=scale, chunk_size=16, backend="torch")[0]
+
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    q, k, v, _, _ = arguments("none", torch.float32)
+    for scale in (0.5, 0.7, 0.9):
+        torch.testing.assert_close(compiled(q, k, v, scale), op(q, k, v, scale), rtol=1e-4, atol=1e-5)
+
+
 def test_modes_that_look_on_see_the_operator() -> None:
     class LookOn(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

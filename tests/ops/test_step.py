@@ -255,6 +255,7 @@ REFUSED = {
     "state that requires grad": ({"state": torch.zeros(B, H, K, V, requires_grad=True)}, "state: .* state.detach()"),
     "q that requires grad": ({"q": torch.randn(B, H, K, requires_grad=True)}, "q: .* torch.no_grad"),
     "g that requires grad": ({"g": torch.zeros(H, requires_grad=True)}, "g: .* or use gated_linear_attention"),
+    "scale of a word": ({"scale": "x"}, "scale: got 'x', takes a finite number"),
     "unknown backend": ({"backend": "cuda"}, "backend: got 'cuda'"),
     "fp64 on triton": (
         {"q": torch.zeros(B, H, K).double(), "state": torch.zeros(B, H, K, V).double()},
