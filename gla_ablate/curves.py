@@ -12,18 +12,27 @@ def whole_lines(text: str) -> str:
     return text[: text.rfind("\n") + 1]
 
 
-def are_sound(text: str) -> bool:
-    """Whether the whole lines of a file's `text` are what `MetricsCSV` writes; the first is there at once."""
-    header, *rows = whole_lines(text).splitlines() or [""]
+def read(text: str) -> list[tuple[int, str, float]] | None:
+    """(step, metric, value) of each whole line of a file's `text`, which `MetricsCSV` writes; the header is there at
+    once. None where the text is something else."""
+    header, *lines = whole_lines(text).splitlines() or [""]
+    if text and header != HEADER:
+        return None
+    rows = []
     try:
-        for row in rows:
-            step, _, value = row.split(",")
-            int(step), float(value)
+        for line in lines:
+            step, metric, value = line.split(",")
+            rows.append((int(step), metric, float(value)))
     except ValueError:
-        return False
-    return not text or header == HEADER
+        return None
+    return rows
+
+
+def text_of(path: Path) -> str:
+    """Of a file, with a sign of their own for bytes that are no text; empty if there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def can_be_read(path: Path) -> bool:
-    """Whether they are sound in this file, or there is none."""
-    return not path.is_file() or are_sound(path.read_text(encoding="utf-8", errors="replace"))
+    """Whether the file is what it should be, or there is none."""
+    return read(text_of(path)) is not None

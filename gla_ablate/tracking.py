@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
+from gla_ablate import curves
 from gla_ablate.config import Config
 from gla_ablate.distributed import processes, total
 from gla_ablate.hparams import flat_hparams
@@ -56,7 +57,7 @@ class MetricsCSV(Logger):
                 self.last = {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
         self._file = path.open("a" if go_on else "w", buffering=1)
         if not go_on:
-            self._file.write("step,metric,value\n")
+            self._file.write(f"{curves.HEADER}\n")
 
     @property
     def name(self) -> str:

@@ -91,14 +91,16 @@ def prepare(
     todo = []
     for trial in trials:
         home = folder / trial.id
-        if outcome(home) == "finished" and not curves.can_be_read(home / "metrics.csv"):
-            say(f"{set_aside(home / 'metrics.csv')}: damaged, so set aside; the trial runs again")
-            set_aside(home / "result.json")  # it isn't finished any more
-        if outcome(home) in left:
+        stands = outcome(home)
+        damaged = stands == "finished" and not curves.can_be_read(home / "metrics.csv")
+        if stands in left and not damaged:
             continue
         if home.is_symlink():
             raise ConfigError(f"{home}: is a symbolic link, and nothing is written where one leads")
         home.mkdir(parents=True, exist_ok=True)
+        if damaged:
+            say(f"{set_aside(home / 'metrics.csv')}: damaged, so set aside; the trial runs again")
+            set_aside(home / "result.json")  # it isn't finished any more
         status, result = read_json(home / "status.json") or {}, read_json(home / "result.json") or {}
         sound = {
             "status.json": status.get("status") in STATUSES,

@@ -7,7 +7,6 @@ A trial that still runs may be read: a half-written last line of `metrics.csv` i
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Set
@@ -201,10 +200,7 @@ def read_positions(path: Path) -> pd.DataFrame | None:
 def read_metrics(path: Path) -> pd.DataFrame:
     """`metrics.csv` as columns step (int), metric (str), value (float, may be NaN), in the order of steps; without rows
     if the file is damaged."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    lines = curves.whole_lines(text) if curves.are_sound(text) else ""
-    frame = pd.read_csv(  # exact
-        io.StringIO(lines or f"{curves.HEADER}\n"), dtype={"step": "int64"}, converters={"value": float}
-    )
-    frame["value"] = frame["value"].astype("float64")  # a frame without rows has no types yet
+    rows = curves.read(curves.text_of(path)) or []
+    frame = pd.DataFrame(rows, columns=curves.HEADER.split(","))
+    frame = frame.astype({"step": "int64", "value": "float64"})  # a frame without rows has no types yet
     return frame.sort_values("step", kind="stable", ignore_index=True)

@@ -251,6 +251,17 @@ def test_nothing_is_written_where_a_link_leads(launch, tmp_path):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_nor_are_damaged_curves_put_aside_there(launch, tmp_path):
+    launch("good")
+    theirs = (launch.folder / "good").rename(tmp_path / "theirs")
+    (launch.folder / "good").symlink_to(theirs)
+    (theirs / "metrics.csv").write_bytes(b"\n")
+    before = sorted(theirs.iterdir())
+    with pytest.raises(ConfigError, match="symbolic link"):
+        launch("good")
+    assert sorted(theirs.iterdir()) == before
+
+
 def test_what_stands_in_place_of_a_trial_s_own_files_is_put_aside(launch, tmp_path):
     home = launch.folder / "good"
     for name in ("log.txt", "trial.lock", "config.yaml", "status.json"):

@@ -100,15 +100,20 @@ def test_a_gate_without_channels_is_never_widened(kind: str, launches: list[tupl
                 assert copy.data_ptr() in inputs, f"{name} reads a widened copy as {operand}"
 
 
-@pytest.mark.parametrize("kind", ["head", "token"])
-def test_a_gate_that_is_not_learned_costs_no_gradient(kind: str, launches: list[tuple[str, dict[str, Any]]]) -> None:
+def learned_and_not(kind: str, chunk: int) -> None:
+    """Calls with a gate that is learned, and with one that isn't, whose other gradients are the same."""
     given = leaves(Case(**{**vars(CASE), "kind": kind}), torch.float32)
     q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
     found = []
     for gate in (g, g.detach()):
-        o, _ = gated_linear_attention(q, k, v, gate, chunk_size=CASE.chunk, backend="triton")
+        o, _ = gated_linear_attention(q, k, v, gate, chunk_size=chunk, backend="triton")
         found.append(torch.autograd.grad(o.sum(), (q, k, v)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["head", "token"])
+def test_a_gate_that_is_not_learned_costs_no_gradient(kind: str, launches: list[tuple[str, dict[str, Any]]]) -> None:
+    learned_and_not(kind, CASE.chunk)
     kernels = [(a["flow"], a.get("dg")) for _, a in launches if "flow" in a]  # products and gradient, twice
     assert [flow is None for flow, _ in kernels] == [False, False, True, True]
     assert [dg is None for _, dg in kernels] == [True, False, True, True]
@@ -116,13 +121,7 @@ def test_a_gate_that_is_not_learned_costs_no_gradient(kind: str, launches: list[
 
 @pytest.mark.parametrize("kind", ["head", "token"])
 def test_nor_does_it_for_narrow_heads(kind: str, launches: list[tuple[str, dict[str, Any]]]) -> None:
-    given = leaves(Case(**{**vars(CASE), "kind": kind}), torch.float32)
-    q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
-    found = []
-    for gate in (g, g.detach()):
-        o, _ = gated_linear_attention(q, k, v, gate, chunk_size=32, backend="triton")
-        found.append(torch.autograd.grad(o.sum(), (q, k, v)))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    learned_and_not(kind, chunk=32)
     learned = [(a["LEARNED"], a["dg"] is not None) for name, a in launches if name == "narrow_gradient_kernel"]
     assert learned == [(True, True), (False, False)]
 
