@@ -140,7 +140,7 @@ def in_force(kernel: str, shape: Shape) -> Any:
     chunk = auto_chunk("triton", shape.K)
     k, v = (torch.empty(shape.B, shape.T, shape.H, n, device="meta", dtype=torch.bfloat16) for n in (shape.K, shape.V))
     call = Call(k, k, v, None, None, 1.0, chunk)
-    return tuning(kernel, torch.bfloat16, shape.K, shape.V, chunk, wide=call.wide)
+    return tuning(kernel, torch.bfloat16, shape.K, shape.V, chunk, wide=call.wide, forms_dv=call.forms_dv)
 
 
 def tune(shape: Shape, kind: str, kernel: str, choices: list[Any], problem: measure.Problem) -> list[dict[str, Any]]:

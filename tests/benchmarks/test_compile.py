@@ -29,7 +29,7 @@ def rows(text: str) -> dict[str, list[str]]:
 CHANNEL = {"survey_kernel", "prepare_kernel", "steep_prepare_kernel", "scan_kernel", "scan_kernel (reversed)"}
 CHANNEL |= {"products_kernel", "channel_gradient_kernel", "steep_gradient_kernel"}
 OTHERS = {"scores_kernel", "scan_kernel", "scan_kernel (reversed)", "products_kernel", "gradient_kernel"}
-NARROW = {"scan_kernel", "scan_kernel (reversed)", "narrow_gradient_kernel"}
+NARROW = {"scan_kernel", "states_kernel (reversed)", "narrow_gradient_kernel"}
 CUT = {f"{name}{way}" for name in ("states_kernel", "segments_kernel") for way in ("", " (reversed)")}
 CUT |= {"packing_kernel"}
 SUMS = {"survey_kernel", "packing_kernel", "segments_kernel", "segments_kernel (reversed)"}  # no matrix product

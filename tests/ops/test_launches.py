@@ -20,7 +20,9 @@ KERNELS = {
     },
     "others": {"scores_kernel", "scan_kernel", "products_kernel", "gradient_kernel"},
     "narrow": {"scores_kernel", "scan_kernel", "narrow_gradient_kernel"},
+    "narrow, few": {"scores_kernel", "scan_kernel", "states_kernel", "narrow_gradient_kernel"},
     "own": {"scan_kernel", "narrow_gradient_kernel"},
+    "own, few": {"scan_kernel", "states_kernel", "narrow_gradient_kernel"},
     "cut": {"scores_kernel", "scan_kernel", "narrow_gradient_kernel", "states_kernel", "segments_kernel"},
 }
 RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "N", "SEGMENTS", "ROOM", "scale", "mild"}
@@ -44,12 +46,15 @@ def test_the_triton_backend_which_auto_is_on_cuda_launches_the_kernels(
 @pytest.mark.parametrize(
     ("kind", "changes", "kernels"),
     [
-        ("none", {}, "own"),
-        ("head", {"K": 33}, "own"),
-        ("head", {}, "narrow"),
-        ("token", {}, "narrow"),
+        ("none", {}, "own, few"),
+        ("none", {"B": 133}, "own"),  # more programs than multiprocessors
+        ("head", {"K": 33, "B": 33, "H": 4}, "own, few"),
+        ("head", {"K": 33, "B": 19, "H": 7}, "own"),
+        ("head", {}, "narrow, few"),
+        ("token", {}, "narrow, few"),
+        ("token", {"B": 133}, "narrow"),
         ("none", {"V": 65}, "narrow"),
-        ("none", {"lengths": (9, 11)}, "narrow"),
+        ("none", {"lengths": (9, 11)}, "narrow, few"),
         ("none", {"T": 1536}, "cut"),
         ("none", {"K": 65}, "others"),
         ("none", {"chunk": 16}, "others"),

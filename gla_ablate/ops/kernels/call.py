@@ -22,7 +22,6 @@ BUSY = 512  # programs: about what a chip runs at a time
 FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
 SHORTEST = 8  # tiles in a segment
 NARROW = 64  # channels of q and k that a program takes at once
-VALUES_TOO = False  # whether the kernel for narrow heads forms dv as well: right in the interpreter, no GPU has run it
 FEWEST = 3  # segments that are worth going over a sequence twice
 TABLES = ("tiles", "tile_base", "chunk_base", "segments", "own_segments")
 _compiled: dict[tuple[Any, ...], Any] = {}
@@ -220,7 +219,10 @@ class Call:
 
     @cached_property
     def span(self) -> int:
-        """Tiles that a program for steep ones looks through: to begin a program in vain takes longer than to look."""
+        """Tiles that a program for steep ones looks through: to begin a program in vain takes longer than to look. And
+        those of a narrow head's program that loads one while it works on another, where that leaves enough programs."""
+        if self.kind != CHANNEL:
+            return SPAN if self.forms_dv and self.tiles * self.heads >= SPAN * FILLED else 1
         return SPAN if self.tiles * self.heads * (self.bt // self.half) >= SPAN * BUSY else 1
 
     @property
@@ -296,7 +298,8 @@ class Call:
 
     def tuning(self, kernel: Any) -> Tuning:
         widths = self.q.shape[3], self.v.shape[3]
-        return tuning(kernel.fn.__name__, self.q.dtype, *widths, self.chunk, self.cu_seqlens is not None, self.wide)
+        given = kernel.fn.__name__, self.q.dtype, *widths, self.chunk, self.cu_seqlens is not None
+        return tuning(*given, self.wide, self.forms_dv)
 
     @cached_property
     def narrow(self) -> bool:
@@ -306,17 +309,19 @@ class Call:
             return False
         return self.chunk == self.bt == self.numerics.tile
 
-    @property
+    @cached_property
     def forms_dv(self) -> bool:
-        """Whether it forms the gradient of v, too, for which nothing has to be kept."""
-        return VALUES_TOO and self.narrow
+        """Whether it forms the gradient of v, too, so that back in time only states go. That moves a fifth more bytes
+        and leaves a scan's program one product a tile in place of four: worth it where few programs go from tile to
+        tile, each waiting for its products."""
+        return self.narrow and self.shape[4] <= NARROW and self.sequences * self.heads <= FILLED
 
     @cached_property
     def keeps_scores(self) -> bool:
         """Whether the forward pass keeps them for the backward: not where scans can form them, for the one program that
         has use for them and where the decay between two rows is cheap. No length or number of sequences decides this,
         for which compiled graphs would be made anew."""
-        return not (self.forms_dv or self.can_form_scores)
+        return not self.can_form_scores
 
     @cached_property
     def can_form_scores(self) -> bool:

@@ -2,7 +2,8 @@
 
 Forward:  prepare (gates on channels) or scores → scan.   Backward: scan reversed → products → gradient. Where a scan
 would leave most of the chip idle: states of segments from zero → segments → scan of segments. Gates without channels
-at narrow heads, where chunks are tiles: products and gradient are one kernel, and most scans form the scores.
+at narrow heads, where chunks are tiles: products and gradient are one kernel, and most scans form the scores; where
+scans would have few programs, that kernel forms dv, too, and states alone go back in time.
 No buffer has K channels of decay for a gate without. What `forward` kept, `backward` takes; what it didn't, it forms
 anew.
 """
@@ -264,8 +265,8 @@ def narrow_gradients(
     """As `gradients`, without what `products` would have given; dv, unless it is there already, is written."""
     dq, dk, dg = torch.empty_like(call.q), torch.empty_like(call.q), room_for_dg(call, learned)
     call.run(
-        narrow_gradient_kernel, call.tiles, do=do, h=saved.states, dh=d_states, dq=dq, dk=dk, dv=dv, dg=dg,
-        LEARNED=learned, VALUES=call.forms_dv,
+        narrow_gradient_kernel, pieces(call.tiles, call.span), do=do, h=saved.states, dh=d_states, dq=dq, dk=dk, dv=dv,
+        dg=dg, LEARNED=learned, VALUES=call.forms_dv,
     )  # fmt: skip
     return dq, gathered(dk, call.group), in_its_shape(call, dg)
 

@@ -40,11 +40,18 @@ def pieces(size: int, piece: int) -> int:
 
 @cache
 def tuning(
-    kernel: str, dtype: torch.dtype, K: int, V: int, chunk: int, packed: bool = False, wide: bool = False
+    kernel: str,
+    dtype: torch.dtype,
+    K: int,
+    V: int,
+    chunk: int,
+    packed: bool = False,
+    wide: bool = False,
+    forms_dv: bool = False,
 ) -> Tuning:
     """Launch parameters of a kernel for inputs of `dtype`, with the tiles that K and V ask for. packed: sequences;
-    wide: scans of few programs, see `Call.wide`."""
-    most = largest(kernel, dtype, K, chunk, packed, wide)
+    wide: scans of few programs, see `Call.wide`, and `Call.forms_dv`."""
+    most = largest(kernel, dtype, K, chunk, packed, wide, forms_dv)
     if K % 16 or V % 16:
         most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
     if kernel == "products_kernel" and chunk > 64 and most.bv >= V:
@@ -60,7 +67,7 @@ def tuning(
     return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv))
 
 
-def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, wide: bool) -> Tuning:
+def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, wide: bool, forms_dv: bool) -> Tuning:
     """Launch parameters with the largest tiles that are used at all."""
     narrow = dtype == torch.bfloat16
     if kernel == "scan_kernel":
@@ -72,6 +79,8 @@ def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, w
     if kernel == "states_kernel":
         if not narrow:
             return Tuning(128, 16, 4, 1)
+        if forms_dv:  # few programs, and nothing but this goes back in time: two for a head
+            return Tuning(32, 64, 4, 5)
         if packed:  # few programs, of the sequences that are cut: each waits for its loads
             return Tuning(128, 64, 4, 4 if K > 64 else 5)
         return Tuning(128, 64, 4, 3) if K <= 128 else Tuning(128, 128, 8, 3)
@@ -87,7 +96,7 @@ def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, w
         # 64 × 32 at 4 warps is faster, and wrong now and then
         return Tuning(128, 32, 8, 5) if chunk == 128 else Tuning(32, 64, 8, 2)
     if kernel == "narrow_gradient_kernel":
-        return Tuning(64, 64, 4, 1) if narrow else Tuning(64, 32, 4, 1)
+        return Tuning(64, 64, 4, 2) if narrow else Tuning(64, 32, 4, 1)
     if kernel in TRANSPOSED:
         return Tuning(64, 64, 4, 3 if kernel == "prepare_kernel" else 2) if narrow else Tuning(32, 64, 4, 1)
     return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)  # scores_kernel
