@@ -63,7 +63,7 @@ REFUSED = {
     "chunk size of a bool": ({"chunk_size": True}, "chunk_size: got True"),
     "chunk size of a word": ({"chunk_size": "large"}, "chunk_size: got 'large'"),
     "chunk size of a float": ({"chunk_size": 64.0}, "chunk_size: got 64.0"),
-    "chunk sizes": ({"chunk_size": torch.tensor([16, 32])}, r"chunk_size: got tensor\(\[16, 32\]\)"),
+    "chunk sizes": ({"chunk_size": torch.tensor([16, 32])}, r"chunk_size: got tensor\(\[16, 32\]"),
     "scale of a word": ({"scale": "a"}, "scale: got 'a', takes a finite number"),
     "scale that would learn": ({"scale": torch.ones((), requires_grad=True)}, "scale: got Tensor"),
     "scale of NaN": ({"scale": float("nan")}, "scale: got nan"),

@@ -64,7 +64,9 @@ def tuning(
         most = most._replace(num_warps=2, num_stages=1)  # for the same reason, whichever axis has the rows
     # channels are the rows of the transposed tiles, and whole warp groups take 64 rows
     least = 64 if dtype == torch.bfloat16 and kernel in TRANSPOSED else 16
-    return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv))
+    # where it forms dv, of gates a head or a token, tiles of 32 columns are wrong with Triton 3.6
+    columns = least if kernel == "narrow_gradient_kernel" else 16
+    return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv, columns))
 
 
 def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, wide: bool, forms_dv: bool) -> Tuning:
