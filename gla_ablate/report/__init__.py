@@ -96,8 +96,9 @@ PLOTS = (
     (
         "heatmap.png",
         plots.heat_map,
-        "The two factors that do most; a cell averages over what all cells have of the others. Hatched: no "
-        "value, or too little in common with the rest. A cell much worse than the rest is as pale as the palest.",
+        "The two factors that do most, if two can be crossed without losing a level; a cell averages over what all "
+        "cells have of the others. Hatched: no value, or too little in common with the rest. A cell much worse than "
+        "the rest is as pale as the palest.",
     ),
     (
         "cost.png",

@@ -54,13 +54,25 @@ def main_effects(grid: list[Point], labels: Labels, settings: Settings) -> list[
 
 
 def together(grid: list[Point], factors: list[str]) -> list[tuple[str, ...]]:
-    """The factors, those in one group that change only with each other, as a `zip` makes them."""
-    patterns: dict[tuple[int, ...], list[str]] = {}
+    """The factors, in one group those that change only with each other, as a `zip` makes them, or only with one that
+    has more values: nothing is the same but for such a factor, so that it has no effect of its own."""
+    patterns: dict[str, tuple[int, ...]] = {}
     for factor in factors:
         first: dict[str, int] = {}  # value → the point that has it first
         values = (identity(point.values.get(factor)) for point in grid)
-        patterns.setdefault(tuple(first.setdefault(value, i) for i, value in enumerate(values)), []).append(factor)
-    return [tuple(group) for group in patterns.values()]
+        patterns[factor] = tuple(first.setdefault(value, i) for i, value in enumerate(values))
+    kinds = list(dict.fromkeys(patterns.values()))
+    # of a chain that determine each other, the one that all of them follow; where several could be it, the first
+    heads = [kind for kind in kinds if not any(other != kind and determines(other, kind) for other in kinds)]
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for factor, kind in patterns.items():
+        groups.setdefault(next(head for head in heads if determines(head, kind)), []).append(factor)
+    return [tuple(group) for group in groups.values()]
+
+
+def determines(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether points that are alike in one factor are so in the other."""
+    return len(set(zip(one, other, strict=True))) == len(set(one))
 
 
 def main_effect(group: tuple[str, ...], grid: list[Point], labels: Labels, settings: Settings) -> Effect:

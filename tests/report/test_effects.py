@@ -73,6 +73,31 @@ def test_factors_that_vary_together_stand_as_one(folder):
     assert gate.levels[1].effect is not None and gate.levels[1].effect.tie is True
 
 
+def test_a_factor_that_follows_another_stands_with_it(folder):
+    """As tasks of different lengths have it: a length is never compared at one task, but tasks are at one gate."""
+    rows = [
+        ({"data.name": task, "data.seq_len": length, GATE: gate}, {k: worse + k / 8 for k in range(2)})
+        for task, length, worse in (("copying", 64, 1.0), ("recall", 128, 2.0), ("induction", 64, 4.0))
+        for gate in ("a", "b")
+    ]
+    grid, labels, (task, gate) = grid_of(folder, rows)
+    assert together(grid, labels.varying) == [("data.name", "data.seq_len"), (GATE,)]
+    assert [level.mean for level in task.levels] == [1.0625, 2.0625, 4.0625]
+    assert task.levels[2].effect is not None and task.levels[2].effect.mean == 3.0
+    assert gate.settings == 3 and gate.levels[1].effect is not None and gate.levels[1].effect.tie is True
+
+
+def test_one_that_follows_two_stands_with_the_first_alone(folder):
+    """In rows that are no grid, each names the third."""
+    rows = [
+        ({HEADS: heads, GATE: gate, "model.dim": dim}, {0: 1.0})
+        for heads, gate, dim in ((2, "a", 64), (2, "b", 64), (4, "c", 128), (8, "c", 128))
+    ]
+    grid, labels, effects = grid_of(folder, rows)
+    assert together(grid, labels.varying) == [(HEADS, "model.dim"), (GATE,)]
+    assert [effect.factors for effect in effects] == [(HEADS, "model.dim"), (GATE,)]
+
+
 def test_a_level_that_never_meets_the_reference_has_no_effect(folder):
     rows = [({GATE: "a", HEADS: 2}, {0: 1.0}), ({GATE: "b", HEADS: 4}, {0: 2.0}), ({GATE: "a", HEADS: 4}, {0: None}),
             ({GATE: "c", HEADS: 8}, {0: 3.0})]  # fmt: skip
@@ -192,7 +217,7 @@ def test_the_page_says_beneath_the_table_what_was_left_out(folder):
 
 
 def test_the_page_tells_a_level_that_never_meets_the_reference(folder):
-    pairs = ((1, 1), (1, 2), (2, 3))
+    pairs = ((1, 1), (1, 2), (2, 3), (3, 3))
     folder.fill(({"a": a, "b": b, "c": c}, {0: a + b + c, 1: a + b + c}) for a, b in pairs for c in (1, 2))
     path = folder.save()
     write_report(path)

@@ -13,7 +13,7 @@ from gla_ablate.report.labels import identity
 from gla_ablate.report.plots.cost import tick_text
 from gla_ablate.report.plots.curves import DASHED, SOLID, line_of
 from gla_ablate.report.plots.factors import block
-from gla_ablate.report.plots.heatmap import means, side
+from gla_ablate.report.plots.heatmap import crossed, means, side
 from gla_ablate.report.plots.style import GREY, colours_of, in_order, shown_range, spread
 from gla_ablate.report.trials import load
 from tests.pictures import pixels, shows
@@ -187,11 +187,27 @@ def test_a_level_that_is_never_beside_the_reference_keeps_its_name(folder):
     folder.add({"a": 1, "b": 1}, 0, {"val/loss": [1.0]})
     folder.add({"a": 2, "b": 1}, 0, {"val/loss": [2.0]})
     folder.add({"a": 3, "b": 2}, 0, {"val/loss": [3.0]})
+    folder.add({"a": 3, "b": 3}, 0, {"val/loss": [3.0]})
     found = drawn(folder)
     a, b = (block(effect, found.labels) for effect in found.effects)
     assert [(row.text, row.kind) for row in a[1:]] == [("1", "reference"), ("2", "level"), ("3", "unknown")]
     assert b == []  # no level of b has an effect
     assert plots.factor_effects(found) is not None
+
+
+def test_the_map_is_of_two_factors_that_lose_no_level(folder):
+    """Tasks and mixers differ most, but mixers have too little in common over all gates."""
+    for task in (1, 2):
+        for mixer, gates in (("gla", "abc"), ("softmax", "a")):
+            for i, gate in enumerate(gates):
+                loss = 20.0 * task + i / 4 + 9.0 * (mixer == "softmax")
+                folder.add({"task": task, "model.mixer": mixer, "model.gate": {"name": gate}}, 0, {"val/loss": [loss]})
+    found = drawn(folder)
+    assert [effect.factors for effect in found.effects] == [("task",), ("model.mixer",), ("model.gate",)]
+    down, across, cells, over = crossed(found)
+    assert (down.factors, across.factors) == (("task",), ("model.gate",))
+    assert cells.tolist() == [[20.0, 20.25, 20.5], [40.0, 40.25, 40.5]]
+    assert over == "over 1 of 2 settings, which all cells have"
 
 
 def test_a_cell_is_the_mean_over_what_all_cells_have(folder):
@@ -247,6 +263,13 @@ def test_one_far_worse_value_leaves_the_range_to_the_others(folder):
     assert shown_range([2.0, 2.1, 2.2, 90.0], settings) == (2.0, 2.2)
     assert shown_range([2.0, 2.1, 2.2], settings) == (2.0, 2.2)
     assert shown_range([1.0], settings) == (1.0, 1.0)
+
+
+def test_nothing_is_hidden_for_a_difference_that_is_none(folder):
+    """Of tasks that are solved and one that isn't, that one is what there is to see."""
+    settings = drawn(two_factors(folder), {"mode": "max"}).experiment.settings
+    assert shown_range([1.0, 0.9999, 0.6], settings) == (0.6, 1.0)
+    assert shown_range([1.0, 0.99, 0.6], settings) == (0.99, 1.0)
 
 
 def test_numbers_are_shown_by_size_and_anything_else_as_the_grid_has_it():

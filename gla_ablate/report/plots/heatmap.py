@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +47,11 @@ class Side:
 
 def heat_map(found: Findings) -> bytes | None:
     """Of the two factors that do most; None where fewer vary, or fewer than two cells have a value."""
-    grid, labels, settings = found.shown, found.labels, found.experiment.settings
-    effects = sorted(found.effects, key=lambda effect: -strength(effect))
-    if len(effects) < 2:
+    labels, settings = found.labels, found.experiment.settings
+    chosen = crossed(found)
+    if chosen is None:
         return None
-    down, across = sorted((side(effect, settings) for effect in effects[:2]), key=lambda side: len(side.levels))
-    cells, over_what = means(grid, labels, down, across)
+    down, across, cells, over_what = chosen
     known = cells[np.isfinite(cells)]
     if len(known) < 2:
         return None
@@ -87,10 +87,26 @@ def heat_map(found: Findings) -> bytes | None:
             spine.set_visible(False)
         axes.set_xlabel(across.name(labels))
         axes.set_ylabel(down.name(labels))
-        over = ", ".join(labels.headers[factor] for effect in effects[2:] for factor in effect.factors)
+        own = {*down.factors, *across.factors}
+        over = ", ".join(labels.headers[x] for effect in found.effects for x in effect.factors if x not in own)
         title = f"{metric_label(settings)}, mean over {f'{over} and seeds' if over else 'seeds'}"
         axes.set_title("\n".join(filter(None, (title, over_what, "darker is better"))), loc="left", fontsize=9)
         return png(figure)
+
+
+def crossed(found: Findings) -> tuple[Side, Side, np.ndarray, str] | None:
+    """Two factors, with fewer levels and with more, and the `means` of their cells: of those that do most the first two
+    that leave no level without a value, or else the first two. None where fewer vary."""
+    settings = found.experiment.settings
+    first = None
+    for two in itertools.combinations(sorted(found.effects, key=lambda effect: -strength(effect)), 2):
+        down, across = sorted((side(effect, settings) for effect in two), key=lambda side: len(side.levels))
+        map_of_two = down, across, *means(found.shown, found.labels, down, across)
+        first = first or map_of_two
+        known = np.isfinite(map_of_two[2])
+        if known.any(axis=0).all() and known.any(axis=1).all():
+            return map_of_two
+    return first
 
 
 def strength(effect: Effect) -> float:
