@@ -77,7 +77,7 @@ PACKED = [
         ("usual", (150, 3, 0, 20), 128),
         ("resets", (33, 16, 31), 16),
     )
-]
+] + [Case(kind=kind, T=100, H=1, K=40, V=70, lengths=(33, 0, 67)) for kind in ("none", "head", "token")]
 # sequences long enough, and heads few enough, to be cut into segments (without a GPU: `cut_short`)
 LONG = [
     replace(
@@ -224,7 +224,7 @@ NARROW = [
     replace(Case(kind=kind, strength=strength, K=40, V=24), **size)
     for kind, strength in (("none", "usual"), ("head", "strong"), ("token", "usual"), ("token", "resets"))
     for size in (
-        {"T": 100, "H": 1, "lengths": (33, 0, 67), "recompute": strength == "usual"},
+        {"T": 100, "H": 1, "V": 40, "lengths": (33, 0, 67), "recompute": strength == "usual"},
         *(({"T": 64, "group": 2, "bare": True},) if GPU or kind != "token" else ()),
         *(({"T": 200, "H": 1, "K": 16, "V": 16, "chunk": 32},) if GPU or kind != "head" else ()),  # cut
         *(
