@@ -133,14 +133,12 @@ def kernels_of(kind: str) -> list[str]:
 
 def in_force(kernel: str, shape: Shape) -> Any:
     """The launch parameters of a kernel at a shape: what ships, or under `tuned` what the choice comes to there."""
-    from gla_ablate.ops.kernels.call import Call
-    from gla_ablate.ops.kernels.tuning import tuning
+    from gla_ablate.ops.kernels import driver
     from gla_ablate.ops.op import auto_chunk
 
     chunk = auto_chunk("triton", shape.K)
     k, v = (torch.empty(shape.B, shape.T, shape.H, n, device="meta", dtype=torch.bfloat16) for n in (shape.K, shape.V))
-    call = Call(k, k, v, None, None, 1.0, chunk)
-    return tuning(kernel, torch.bfloat16, shape.K, shape.V, chunk, wide=call.wide, forms_dv=call.forms_dv)
+    return driver.Call(k, k, v, None, None, 1.0, chunk).tuning(getattr(driver, kernel))
 
 
 def tune(shape: Shape, kind: str, kernel: str, choices: list[Any], problem: measure.Problem) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from gla_ablate.experiment_checks import (
 from gla_ablate.grid import Axis, Row, build_axes, fix, flatten, leaves, matches, points, spell, touches
 from gla_ablate.interpolation import Interpolate, interpolator
 from gla_ablate.matching import Measures, check_free, check_unreferenced, matched, solved_for
+from gla_ablate.numeric import is_number
 from gla_ablate.parts import called, check_parts, find_part, find_plugin, find_scale, over, spread
 from gla_ablate.yaml_io import parse_yaml, read_yaml
 
@@ -302,10 +303,6 @@ def _label(point: dict[str, Any]) -> str:
     for key, value in flatten(point).items():
         name = key.rpartition(".")[2]
         value = "_".join(map(str, value)) if isinstance(value, list) else value
-        words.append(str(value) if name == "name" else f"{name}{'' if _is_number(value) else '-'}{value}")
+        words.append(str(value) if name == "name" else f"{name}{'' if is_number(value) else '-'}{value}")
     label = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words))[:LABEL_LENGTH].strip("-._")
     return label or "base"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

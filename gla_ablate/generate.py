@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gla_ablate.model import LanguageModel
+from gla_ablate.numeric import is_number, is_whole
 from gla_ablate.replay import stepper
 
 PIECE = 2**16  # tokens of a prompt at a time, those of all sequences together
@@ -70,14 +71,6 @@ def check(
         raise ValueError(f"top_p: got {top_p!r}, takes a number above 0, to 1")
     if not (is_whole(seed) and 0 <= seed < 2**63):
         raise ValueError(f"seed: got {seed!r}, takes a whole number from 0, below 2^63")
-
-
-def is_whole(x: object) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
-
-
-def is_number(x: object) -> bool:
-    return isinstance(x, float) or is_whole(x)
 
 
 @torch.no_grad()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from gla_ablate.numeric import is_number, is_whole
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CHUNK_SIZES = (16, 32, 64, 128, 256)
@@ -88,16 +91,16 @@ def check_arguments(
             raise ValueError(
                 f"initial_state: got dtype {initial_state.dtype}, takes float32 (float64 for float64 inputs)"
             )
-    is_int = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if not (chunk_size in CHUNK_SIZES if is_int else isinstance(chunk_size, str) and chunk_size == "auto"):
+    known = chunk_size in CHUNK_SIZES if is_whole(chunk_size) else isinstance(chunk_size, str) and chunk_size == "auto"
+    if not known:
         raise ValueError(f"chunk_size: got {chunk_size!r}, takes {', '.join(map(str, CHUNK_SIZES))} or 'auto'")
 
 
-def check_scale(scale: object) -> None:
+def check_scale(scale: Any) -> None:
     """Raises `ValueError` for all but None and a finite number; a tensor would get no gradient."""
     if scale is None or torch.compiler.is_compiling():  # there a number may be a symbol, with no value to look at
         return
-    if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
+    if not (is_number(scale) and math.isfinite(scale)):
         got = type(scale).__name__ if isinstance(scale, Tensor) else repr(scale)
         raise ValueError(f"scale: got {got}, takes a finite number or None")
 

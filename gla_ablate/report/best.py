@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from gla_ablate.numeric import is_number
 from gla_ablate.report.baselines import with_baselines
 from gla_ablate.report.labels import identity
 from gla_ablate.report.points import Point, ranked
@@ -79,7 +80,3 @@ def choices(grid: Iterable[Point], settings: Settings) -> list[dict[str, Any]]:
 def was_tried(point: Point) -> bool:
     """Whether it has a mean, or a trial whose metric left the finite numbers, which is an answer too."""
     return point.mean is not None or any(t.status in ("finished", "diverged") for t in point.trials)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

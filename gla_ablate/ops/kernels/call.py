@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -88,24 +88,6 @@ TL_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 def gate_kind(g: Tensor | None) -> int:
     return NONE if g is None else {1: HEAD, 3: TOKEN, 4: CHANNEL}[g.dim()]
-
-
-@lru_cache(maxsize=4096)
-def form(n: int, width: int, rows: int, columns: int, size: int) -> dict[str, Any] | None:
-    """A tensor descriptor but for its tensor; None where the chip's copy engine can't take the matrix."""
-    if n == 0 or width * size % 16 or n // width >= 2**31:
-        return None
-    return vars(TensorDescriptor(torch.empty(0), [n // width, width], [width, 1], [rows, columns]))
-
-
-def describe(x: Tensor, width: int, rows: int, columns: int) -> TensorDescriptor | None:
-    """x as a matrix of `width` columns that is read in tiles by the chip's copy engine; None where it can't be."""
-    known = None if x.data_ptr() % 16 else form(x.numel(), width, rows, columns, x.element_size())
-    if known is None:
-        return None
-    made = object.__new__(TensorDescriptor)  # whose own way to be made checks all that again, for 5 µs
-    made.__dict__.update(known, base=x)
-    return made
 
 
 class Segments(NamedTuple):

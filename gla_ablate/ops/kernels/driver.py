@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gla_ablate.ops.kernels.call import Call, describe
+from gla_ablate.ops.kernels.call import Call
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, NONE, TOKEN
 from gla_ablate.ops.kernels.decay import survey_kernel
+from gla_ablate.ops.kernels.descriptors import describe
 from gla_ablate.ops.kernels.gradient import gradient_kernel
 from gla_ablate.ops.kernels.gradient_channel import channel_gradient_kernel
 from gla_ablate.ops.kernels.gradient_narrow import narrow_gradient_kernel
