@@ -42,7 +42,7 @@ def headline(folder: Path) -> Figure:
         axes.barh(row, means[gate], color=colour, height=0.62, alpha=0.85)
         axes.vlines(values, row - 0.31, row + 0.31, color="black", lw=0.8)
         gain = "" if before is None else f"  ({means[gate] - before:+.3f})".replace("-", "−")
-        axes.text(means[gate] + 0.03, row, f"{means[gate]:.3f}{gain}", va="center")
+        axes.text(values.max() + 0.03, row, f"{means[gate]:.3f}{gain}", va="center")
         before = means[gate]
     axes.set_yticks(range(len(LADDER)), [name for name, _ in LADDER.values()])
     axes.invert_yaxis()

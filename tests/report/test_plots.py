@@ -10,6 +10,7 @@ import pytest
 from gla_ablate.report import plots
 from gla_ablate.report.findings import find
 from gla_ablate.report.labels import identity
+from gla_ablate.report.plots import metric as metric_plot
 from gla_ablate.report.plots.cost import tick_text
 from gla_ablate.report.plots.curves import DASHED, SOLID, line_of
 from gla_ablate.report.plots.factors import block
@@ -39,6 +40,15 @@ def test_every_size_of_grid_is_drawn_with_its_best_points_in_colour(folder, coun
     assert all(shows(image, colours[key]) for key in coloured)
     assert count <= 9 or shows(image, GREY)
     assert (plots.metric_by_point(found) is None) == (count == 1)
+
+
+def test_no_seed_of_a_point_lies_outside_the_axis(folder, monkeypatch):
+    for seed, last in enumerate([2.0, 2.0, 2.0, 2.0, 1.0]):  # 1.8 sample stds below the mean
+        folder.add({"a": 0}, seed, {"val/loss": [last]})
+        folder.add({"a": 1}, seed, {"val/loss": [last + 0.1]})
+    monkeypatch.setattr(metric_plot, "png", lambda figure: figure)
+    low, high = metric_plot.metric_by_point(drawn(folder)).axes[0].get_xlim()
+    assert low < 1.0 and high > 2.1
 
 
 def test_a_large_grid_shows_the_baseline_of_its_best_point(folder):

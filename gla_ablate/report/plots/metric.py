@@ -29,7 +29,9 @@ def metric_by_point(found: Findings) -> bytes | None:
         figure = Figure(figsize=(3.8, 0.25 * len(rows)))
         axes = figure.add_axes((0, 0, 1, 1))  # labels stand outside of it; `png` makes room for them
         low, high = shown_range([mean for _, mean in rows], settings)
-        ends = [mean + sign * (p.std or 0.0) for p, mean in rows if low <= mean <= high for sign in (-1, 1)]
+        shown = [(p, mean) for p, mean in rows if low <= mean <= high]
+        ends = [mean + sign * (p.std or 0.0) for p, mean in shown for sign in (-1, 1)]
+        ends += [value for p, _ in shown for value in p.by_seed.values()]
         low, high = min(ends), max(ends)
         for y, (point, mean) in enumerate(rows):
             colour = colours[identity(point.values)]
