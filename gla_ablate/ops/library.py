@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from gla_ablate.ops.kernels import driver, valued
 from gla_ablate.ops.kernels.call import Call
 
-Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -53,13 +53,14 @@ def outputs(q: Tensor, o: Tensor, state: Tensor | None, saved: driver.Saved | No
 def backward_kernels(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     scores: Tensor, states: Tensor, read: Tensor, write: Tensor, decay: Tensor, halves: Tensor, steep: Tensor,
-    sums: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int, learned: bool,
+    sums: Tensor, packing: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int, learned: bool,
 ) -> Given:  # fmt: skip
     saved = None
     if states.dim() == 4:
-        saved = driver.Saved(scores, states, read, write, decay, halves, steep, sums)
+        where = None if cu_seqlens is None else packing
+        saved = driver.Saved(scores, states, read, write, decay, halves, steep, sums, where)
         if decay.dim() == 1:
-            saved = driver.Saved(scores, states, q, k, None, None, None, None)
+            saved = driver.Saved(scores, states, q, k, None, None, None, None, where)
     dq, dk, dv, dg, d_start = driver.backward(
         q, k, v, g, initial_state, cu_seqlens, saved, do, d_state, scale, chunk, learned
     )
@@ -69,7 +70,7 @@ def backward_kernels(
 def backward_shapes(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     scores: Tensor, states: Tensor, read: Tensor, write: Tensor, decay: Tensor, halves: Tensor, steep: Tensor,
-    sums: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int, learned: bool,
+    sums: Tensor, packing: Tensor, do: Tensor, d_state: Tensor | None, scale: float, chunk: int, learned: bool,
 ) -> Given:  # fmt: skip
     dg = torch.empty_like(g) if g is not None and (learned or g.dim() == 4) else nothing(q)
     d_start = nothing(q) if initial_state is None else torch.empty_like(initial_state)

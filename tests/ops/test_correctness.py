@@ -203,11 +203,14 @@ OWN = [
         {"B": 2},
         {"T": 64, "group": 2, "bare": True},
         {"T": 130, "H": 1, "K": 64, "recompute": True},
+        {"T": 205, "H": 1, "lengths": (130, 0, 75)},
         *(({"T": 1024, "K": 64, "V": 64}, {"T": 1000, "B": 3, "K": 48, "V": 64}) if GPU else ()),
+        *(({"T": 2100, "K": 64, "V": 64, "lengths": (1200, 0, 900)},) if GPU else ()),
     )
 ]
 
 
+@pytest.mark.usefixtures("cut_short")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", OWN, ids=lambda case: case.id)
 def test_scans_that_form_the_scores_are_right(
@@ -233,6 +236,8 @@ NARROW = [
                 {"T": 1000, "K": 64, "V": 64, "group": 2},
                 {"T": 300, "K": 32, "V": 64},
                 {"T": 2100, "H": 1, "K": 64, "V": 64},
+                {"T": 2100, "H": 1, "K": 64, "V": 64, "lengths": (1200, 0, 900)},
+                {"T": 2100, "H": 17, "K": 64, "V": 64, "lengths": (1100, 57, 943)},
                 {"T": 1100, "H": 8, "B": 8, "K": 48, "V": 40},
             )
             if GPU

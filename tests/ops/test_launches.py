@@ -23,6 +23,7 @@ KERNELS = {
     "narrow, few": {"scores_kernel", "scan_kernel", "states_kernel", "narrow_gradient_kernel"},
     "own": {"scan_kernel", "narrow_gradient_kernel"},
     "own, few": {"scan_kernel", "states_kernel", "narrow_gradient_kernel"},
+    "own, cut": {"scan_kernel", "narrow_gradient_kernel", "states_kernel", "segments_kernel"},
     "cut": {"scores_kernel", "scan_kernel", "narrow_gradient_kernel", "states_kernel", "segments_kernel"},
 }
 RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "N", "SEGMENTS", "ROOM", "scale", "mild"}
@@ -54,7 +55,9 @@ def test_the_triton_backend_which_auto_is_on_cuda_launches_the_kernels(
         ("token", {}, "narrow, few"),
         ("token", {"B": 133}, "narrow"),
         ("none", {"V": 65}, "narrow"),
-        ("none", {"lengths": (9, 11)}, "narrow, few"),
+        ("none", {"lengths": (9, 11)}, "own, few"),
+        ("token", {"lengths": (9, 11)}, "narrow, few"),
+        ("none", {"T": 1536, "lengths": (1500, 36)}, "own, cut"),
         ("none", {"T": 1536}, "cut"),
         ("none", {"K": 65}, "others"),
         ("none", {"chunk": 16}, "others"),
@@ -74,6 +77,7 @@ def test_narrow_heads_in_whole_tiles_take_fewer_kernels(
     o, _ = gated_linear_attention(q, k, v, g, cu_seqlens=packed, chunk_size=case.chunk, backend="triton")
     o.sum().backward()
     assert set(seen) - {"packing_kernel"} == KERNELS[kernels]
+    assert seen.count("packing_kernel") == bool(case.lengths)  # the backward pass takes what the forward found
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,7 +190,12 @@ def test_where_tiles_and_chunks_of_packed_sequences_lie(lengths: list[int], dtyp
     q = torch.empty(1, sum(lengths), 1, 16, device=DEVICE, dtype=torch.bfloat16)
     packed = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).to(dtype)
     own = calls.Call(q, q, q, None, packed, 1.0, 128)
-    found = {name: x.tolist() for name, x in own.tables.items() if x is not None}
+    widths = {"tiles": 4, "segments": 4, "own_segments": 3}
+    found = {
+        name: (x.view(-1, widths[name]) if name in widths else x).tolist()
+        for name, x in own.tables.items()
+        if x is not None
+    }
     n_tiles, n_chunks = ([-(-n // size) for n in lengths] for size in (own.bt, own.chunk))
     places = [(i, j) for i, n in enumerate(n_tiles) for j in range(n)]
     places += [(len(lengths) - 1, n_tiles[-1] + i) for i in range(own.tiles - len(places))]  # programs of no tile

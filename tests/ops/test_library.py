@@ -51,6 +51,10 @@ def test_opcheck_passes(kind: str, group: int, K: int, chunk: int) -> None:
         return
     packed = torch.tensor([0, 3, 20], device=DEVICE)  # whose tiles fill the tables to the end
     torch.library.opcheck(library.forward, (q, k, v, g, None, packed, 0.5, chunk, False, True))
+    q, k, v, g, _ = plain
+    o, _, *kept = library.forward(q, k, v, g, None, packed, 0.5, chunk, False, True)
+    given = (q, k, v, g, None, packed, *kept, torch.randn_like(o), None, 0.5, chunk, True)
+    torch.library.opcheck(library.backward, given)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -70,16 +74,21 @@ def test_compiles_without_a_graph_break(kind: str, backend: str) -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_a_new_length_recompiles_at_most_once() -> None:
-    def op(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensor:
-        return gated_linear_attention(q, k, v, g, chunk_size=16, backend="triton")[0]
+@pytest.mark.parametrize(("kind", "packed"), [("channel", False), ("channel", True), ("none", True)])
+def test_a_new_length_recompiles_at_most_once(kind: str, packed: bool) -> None:
+    def op(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, ends: Tensor | None) -> Tensor:
+        return gated_linear_attention(q, k, v, g, cu_seqlens=ends, chunk_size=16, backend="triton")[0]
 
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(op, fullgraph=True, backend=counter)
-    for T in (20, 33, 47, 70):
-        q, k, v, g, _ = arguments("channel", torch.float32, T)
-        compiled(q, k, v, g).sum().backward()
+    for n, T in enumerate((20, 33, 47, 70), start=2):
+        q, k, v, g, _ = arguments(kind, torch.float32, T)
+        ends = torch.tensor([*range(n), T], device=DEVICE) if packed else None
+        wanted = [x for x in (q, k, v, g) if x is not None]
+        found = torch.autograd.grad(compiled(q, k, v, g, ends).sum(), wanted)
+        for got, want in zip(found, torch.autograd.grad(op(q, k, v, g, ends).sum(), wanted), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     assert counter.frame_count <= 2
 
 

@@ -23,7 +23,7 @@ FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
 SHORTEST = 8  # tiles in a segment
 NARROW = 64  # channels of q and k that a program takes at once
 FEWEST = 3  # segments that are worth going over a sequence twice
-TABLES = ("tiles", "tile_base", "chunk_base", "segments", "own_segments")
+TABLES = {"tiles": 8, "tile_base": 1, "chunk_base": 1, "segments": 4, "own_segments": 3}  # numbers of 32 bits a row
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
@@ -86,6 +86,11 @@ NUMERICS = {
 TL_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
+def aligned(size: int) -> int:
+    """So many numbers of 32 bits, and then up to the next 16 bytes, where a table begins."""
+    return 4 * pieces(size, 4)
+
+
 def gate_kind(g: Tensor | None) -> int:
     return NONE if g is None else {1: HEAD, 3: TOKEN, 4: CHANNEL}[g.dim()]
 
@@ -118,6 +123,7 @@ class Call:
     chunk_size: int
     others: tuple[Tensor | None, ...] = ()  # more tensors from outside: initial state, incoming gradients
     valued: bool = False  # whether it is of a call with a gate on values, whose scores are fp32
+    packing: Tensor | None = None  # the memory of `tables`, if a launch has filled it already
 
     @cached_property
     def chunk(self) -> int:
@@ -221,20 +227,37 @@ class Call:
     def new_end(self, heads: int) -> Tensor:
         return self.new(self.sequences, heads, *self.shape[3:], dtype=torch.float32)
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Of `TABLES`. Follow from T and N alone, and by no case: compiled graphs know them, too."""
+        n = self.sequences
+        return self.tiles, n, n, n + self.tiles // SHORTEST, n
+
+    @cached_property
+    def memory(self) -> Tensor:
+        """Of `tables`, each from a border of 16 bytes."""
+        if self.packing is not None:
+            return self.packing
+        numbers = sum(aligned(rows * width) for rows, width in zip(self.rows, TABLES.values(), strict=True))
+        return self.new(numbers, dtype=torch.int32)
+
     @cached_property
     def tables(self) -> dict[str, Tensor | None]:
         """For packed sequences what `packing_kernel` tells of them."""
+        made: dict[str, Tensor | None] = {"cu_seqlens": self.cu_seqlens, **dict.fromkeys(TABLES)}
         if self.cu_seqlens is None:
-            return {"cu_seqlens": None, **dict.fromkeys(TABLES)}
-        n, cut = self.sequences, self.segments
-        sizes = {"segments": (cut.total, 4), "own_segments": (n, 3)}
-        made = {"tiles": self.new(self.tiles, 4, dtype=torch.int64)}
-        made |= {name: self.new(*sizes.get(name, (n,)), dtype=torch.int32) for name in TABLES[1:]}
-        given: dict[str, Tensor | None] = {"cu_seqlens": self.cu_seqlens, **made}
-        numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "LONG": cut.long, "SEGMENTS": cut.total}
-        shape = {"ROOM": cut.inner, "BT": self.bt, "TPC": self.chunk // self.bt}
-        launch(packing_kernel, n, self.key, **given, **numbers, **shape)
-        return given
+            return made
+        start = 0
+        for (name, width), rows in zip(TABLES.items(), self.rows, strict=True):
+            x = self.memory[start : start + rows * width]
+            made[name] = x.view(torch.int64) if name == "tiles" else x
+            start += aligned(rows * width)
+        if self.packing is None:
+            cut, n, all_rows = self.segments, self.sequences, self.rows[3]
+            numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "LONG": cut.long, "SEGMENTS": all_rows}
+            shape = {"ROOM": cut.inner, "BT": self.bt, "TPC": self.chunk // self.bt}
+            launch(packing_kernel, n, self.key, **made, **numbers, **shape)
+        return made
 
     @cached_property
     def segments(self) -> Segments:
@@ -309,12 +332,12 @@ class Call:
     def can_form_scores(self) -> bool:
         cheap = self.kind == NONE or (self.kind == HEAD and self.shape[3] > NARROW // 2)
         alone = self.shape[4] <= (64 if self.q.dtype == torch.bfloat16 else 16)  # as `tuning` has scans
-        return self.narrow and cheap and alone and self.cu_seqlens is None
+        return self.narrow and cheap and alone
 
     @property
     def own_scores(self) -> bool:
-        """Whether scans do form them: not in segments of sequences that are cut."""
-        return self.can_form_scores and not self.segments.inner
+        """Whether scans do form them: not in segments of sequences that are all cut, whose programs fill the chip."""
+        return self.can_form_scores and (self.cu_seqlens is not None or not self.segments.inner)
 
     @cached_property
     def wide(self) -> bool:

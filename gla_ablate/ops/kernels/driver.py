@@ -37,7 +37,8 @@ class Saved(NamedTuple):
     """What a forward pass knows and the backward pass needs: the scores `[tiles, HQ, BT, BT]` (empty unless it
     `keeps_scores`), the states `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's
     borders, `[tiles, HQ, BT, K]` and `[tiles, H, BT, K]`, what whole tiles and their halves let through, `[tiles, H,
-    K]` and `[tiles, H, 2, K]`, which tiles are steep, and the matrices of `survey_kernel`. HQ: the heads of q."""
+    K]` and `[tiles, H, 2, K]`, which tiles are steep, and the matrices of `survey_kernel`; where packed sequences
+    lie, as `Call.memory` holds it. HQ: the heads of q."""
 
     scores: Tensor
     states: Tensor | None
@@ -47,19 +48,22 @@ class Saved(NamedTuple):
     halves: Tensor | None
     steep: Tensor | None
     sums: Tensor | None
+    packing: Tensor | None
 
 
 def room(call: Call) -> Saved:
     """Memory for all of `Saved` but the states."""
     _, _, H, K, _ = call.shape
     scores = new_scores(call) if call.keeps_scores else call.new(0)
+    packing = None if call.cu_seqlens is None else call.memory
     if call.kind != CHANNEL:
-        return Saved(scores, None, call.q, call.k, None, None, None, None)
+        return Saved(scores, None, call.q, call.k, None, None, None, None, packing)
     qg, kg = call.new(call.tiles, call.heads, call.bt, K), call.new(call.tiles, H, call.bt, K)
     decay = call.new(call.tiles, H, K, dtype=torch.float32)
     halves = call.new(call.tiles, H, 2, K, dtype=torch.float32)
     steep = call.new(call.tiles, H, dtype=torch.int32)
-    return Saved(scores, None, qg, kg, decay, halves, steep, call.new(call.matrices, call.bt, call.bt))
+    sums = call.new(call.matrices, call.bt, call.bt)
+    return Saved(scores, None, qg, kg, decay, halves, steep, sums, packing)
 
 
 def new_scores(call: Call) -> Tensor:
@@ -238,7 +242,8 @@ def backward(
     """dq, dk, dv in their inputs' dtypes; dg in the gate's shape, fp32, unless the gate is not `learned`; the initial
     state's if there is one."""
     with torch.cuda.device_of(q):
-        call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start, do, d_end, *(saved or ())))
+        packing = None if saved is None else saved.packing
+        call = Call(q, k, v, g, cu_seqlens, scale, chunk, (start, do, d_end, *(saved or ())), packing=packing)
         if saved is None:
             saved = prepare(call)
             saved = saved._replace(states=states(call, saved, v, start)[0])

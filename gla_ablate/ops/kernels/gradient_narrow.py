@@ -16,6 +16,14 @@ _HEAD = tl.constexpr(HEAD)
 _NONE = tl.constexpr(NONE)
 
 
+@triton.jit
+def placed(i_own, tiles, T, NT, NC, COUNT, VARLEN: tl.constexpr):
+    """Of a tile: its place in its sequence, the sequence's first row and length (0 past the last tile), its chunk."""
+    i_t = tl.minimum(i_own, COUNT - 1)
+    i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
+    return i_s, first, tl.where(i_own < COUNT, length, 0), chunk_of(i_t, i_s, tiles, NT, NC, 1, VARLEN)
+
+
 @triton.jit(do_not_specialize=["T", "NT", "NC", "COUNT"])
 def narrow_gradient_kernel(
     q, k, v, do, g, h, dh, dq, dk, dv, dg, tiles, scale, T, NT, NC, COUNT,
@@ -36,13 +44,20 @@ def narrow_gradient_kernel(
     i_h = i_q // GROUP
     o_i, o_k = tl.arange(0, BT), tl.arange(0, BK)
     m_k = o_k < K
+    ahead = placed(pid // HQ * SPAN, tiles, T, NT, NC, COUNT, VARLEN)
+    if VARLEN and SPAN == 1:  # noqa: SIM102 (known when compiled, which the next isn't)
+        if ahead[0] * BT >= ahead[2]:
+            return
     # the loop over tiles is for the loads of the next one alone: what doesn't change may not take registers
     for i in tl.range(0, SPAN, num_stages=STAGES if SPAN > 1 else 1, disable_licm=True):
         i_own = pid // HQ * SPAN + i
         i_t = tl.minimum(i_own, COUNT - 1)
-        i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
-        length = tl.where(i_own < COUNT, length, 0)
-        chunk = chunk_of(i_t, i_s, tiles, NT, NC, 1, VARLEN)
+        if VARLEN:
+            i_s, first, length, chunk = ahead
+            if SPAN > 1:
+                ahead = placed(i_own + 1, tiles, T, NT, NC, COUNT, VARLEN)  # before it is needed
+        else:
+            i_s, first, length, chunk = placed(i_own, tiles, T, NT, NC, COUNT, VARLEN)
         row = first + i_s * BT
         m_t = i_s * BT + o_i < length
         b_q = block(q, row, i_q * K, HQ * K, m_t, m_k, False)

@@ -81,6 +81,12 @@ def packing_kernel(
         tl.store(p_s + 1, o_s * each, mask=m_s)
         tl.store(p_s + 2, tl.minimum(o_s * each + each, n_tiles), mask=m_s)
         tl.store(p_s + 3, row + o_s, mask=m_s)
+    if i_n == N - 1:  # the rest of 16 bytes, so that nothing of the memory is left as it was
+        o_e = tl.arange(0, 4)
+        m_e, m_o = N + o_e < tl.cdiv(N, 4) * 4, 3 * N + o_e < tl.cdiv(3 * N, 4) * 4
+        tl.store(tile_base + N + o_e, o_e * 0, mask=m_e)
+        tl.store(chunk_base + N + o_e, o_e * 0, mask=m_e)
+        tl.store(own_segments + 3 * N + o_e, o_e * 0, mask=m_o)
     if tl.sum(longer) == N - 1:  # the last
         for i in range(tl.sum(segments_all), SEGMENTS, AT_ONCE):
             tl.store(segments + 4 * (i + o_i), zero - 1, mask=i + o_i < SEGMENTS)
