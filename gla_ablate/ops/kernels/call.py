@@ -228,18 +228,17 @@ class Call:
         return self.new(self.sequences, heads, *self.shape[3:], dtype=torch.float32)
 
     @property
-    def rows(self) -> tuple[int, ...]:
+    def rows(self) -> dict[str, int]:
         """Of `TABLES`. Follow from T and N alone, and by no case: compiled graphs know them, too."""
         n = self.sequences
-        return self.tiles, n, n, n + self.tiles // SHORTEST, n
+        return dict.fromkeys(TABLES, n) | {"tiles": self.tiles, "segments": n + self.tiles // SHORTEST}
 
     @cached_property
     def memory(self) -> Tensor:
         """Of `tables`, each from a border of 16 bytes."""
         if self.packing is not None:
             return self.packing
-        numbers = sum(aligned(rows * width) for rows, width in zip(self.rows, TABLES.values(), strict=True))
-        return self.new(numbers, dtype=torch.int32)
+        return self.new(sum(aligned(rows * TABLES[name]) for name, rows in self.rows.items()), dtype=torch.int32)
 
     @cached_property
     def tables(self) -> dict[str, Tensor | None]:
@@ -248,13 +247,13 @@ class Call:
         if self.cu_seqlens is None:
             return made
         start = 0
-        for (name, width), rows in zip(TABLES.items(), self.rows, strict=True):
-            x = self.memory[start : start + rows * width]
+        for name, rows in self.rows.items():
+            x = self.memory[start : start + rows * TABLES[name]]
             made[name] = x.view(torch.int64) if name == "tiles" else x
-            start += aligned(rows * width)
+            start += aligned(x.numel())
         if self.packing is None:
-            cut, n, all_rows = self.segments, self.sequences, self.rows[3]
-            numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "LONG": cut.long, "SEGMENTS": all_rows}
+            cut, n, most = self.segments, self.sequences, self.rows["segments"]
+            numbers = {"N": n, "COUNT": self.tiles, "SEG": cut.size, "LONG": cut.long, "SEGMENTS": most}
             shape = {"ROOM": cut.inner, "BT": self.bt, "TPC": self.chunk // self.bt}
             launch(packing_kernel, n, self.key, **made, **numbers, **shape)
         return made
