@@ -20,9 +20,10 @@ of the floor  the floor's time over the op's, forward / forward + backward, repl
               the bandwidth and the rate in it are measured first
 FLA's time    over the op's, forward / forward + backward: above 1× the op is faster; then the same replayed
 
---packed adds rows of the op on the same tokens as so many packed sequences, "even" ones as long as they were, others
-cut anywhere, most of which end inside a tile (`rivals.py`); FLA isn't run so, and there is no ratio. --recompute adds
-rows of the op with `recompute=True`, which keeps nothing for the backward but the inputs.
+--packed adds rows of the op on the same tokens in one row of the batch: as one sequence, and as so many packed ones,
+"even" ones as long as they were, others cut anywhere, most of which end inside a tile (`rivals.py`); FLA isn't run so,
+and there is no ratio. --recompute adds rows of the op with `recompute=True`, which keeps nothing for the backward but
+the inputs.
 
 FLA 0.6 tunes itself at a new width for minutes. `tune_fla.py` does that once, and --fla-choices lets it choose the same
 again; what isn't stored there is still tuned. `--budget` is asked between rows: a row that has begun is finished.
@@ -134,7 +135,7 @@ def compare(row: Row, fla: dict[tuple[Shape, str], Row], ceilings: floors.Ceilin
     row.floor_forward_ms, row.floor_both_ms = floors.floor_ms(row.shape, row.kind, ceilings)
     if row.op == "fla":
         fla[row.shape, row.kind] = row
-    if row.op not in (rivals.EVEN, rivals.PACKED) and (other := fla.get((row.shape, row.kind))):
+    if row.op not in rivals.ROWS and (other := fla.get((row.shape, row.kind))):
         row.fla_forward, row.fla_both = other.forward_ms / row.forward_ms, other.both_ms / row.both_ms
         row.fla_forward_replay = table.ratio(other.forward_replay_ms, row.forward_replay_ms)
         row.fla_replay = table.ratio(other.replay_ms, row.replay_ms)
@@ -164,7 +165,7 @@ def main() -> int:
 
             fla_choices.preset(options.fla_choices)
         present = [name for name in options.rivals if name not in record["missing"]]
-        own = [rivals.OURS, *[rivals.EVEN, rivals.PACKED] * options.packed, *[rivals.RECOMPUTE] * options.recompute]
+        own = [rivals.OURS, *rivals.ROWS * options.packed, *[rivals.RECOMPUTE] * options.recompute]
         steps = plan(shapes, kinds, present, own)
         good = run(steps, options.strength, ceilings, record, options.out, start + options.budget)
     if options.plot:

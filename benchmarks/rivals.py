@@ -1,6 +1,7 @@
 """The op under test and the ops that it stands beside, all called as `op(q, k, v[, g]) -> o` on `[B, T, H, ·]`.
 
-packed   the op itself on packed sequences, cut anywhere; "packed even": as long as they were
+packed   the op itself on packed sequences, cut anywhere; "packed even": as long as they were; "one row": the same
+         tokens as one sequence, which is what they cost in a row without `cu_seqlens`
 recompute    with nothing kept for the backward but the inputs
 fla      flash-linear-attention: `chunk_linear_attn`, `chunk_retention`, `chunk_simple_gla`, `chunk_gla`
 flash    softmax attention through PyTorch, FlashAttention backend, causal
@@ -21,8 +22,11 @@ from gla_ablate.ops import gated_linear_attention
 
 Op = Callable[..., Tensor]
 
-OURS, EVEN, PACKED, RECOMPUTE = (f"gla_ablate{way}" for way in ("", " packed even", " packed", " recompute"))
-OWN = (OURS, EVEN, PACKED, RECOMPUTE)
+OURS, ONE, EVEN, PACKED, RECOMPUTE = (
+    f"gla_ablate{way}" for way in ("", " one row", " packed even", " packed", " recompute")
+)
+ROWS = (ONE, EVEN, PACKED)  # all tokens in one row of the batch
+OWN = (OURS, *ROWS, RECOMPUTE)
 RIVALS = ("fla", "flash", "cudnn")
 SOFTMAX = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "math": SDPBackend.MATH}
 
@@ -36,7 +40,7 @@ def load(name: str, kind: str) -> Op:
         return softmax(SOFTMAX[name])
     if torch.cuda.is_available():
         import gla_ablate.ops.library  # noqa: F401 (for the time that it takes)
-    return {OURS: ours, EVEN: even, PACKED: packed, RECOMPUTE: frugal}[name]
+    return {OURS: ours, ONE: one_row, EVEN: even, PACKED: packed, RECOMPUTE: frugal}[name]
 
 
 def ours(*given: Tensor) -> Tensor:
@@ -58,7 +62,12 @@ def even(*given: Tensor) -> Tensor:
     return in_a_row(even_offsets, *given)
 
 
-def in_a_row(ends: Callable[[int, int, torch.device], Tensor], *given: Tensor) -> Tensor:
+def one_row(*given: Tensor) -> Tensor:
+    """The op on the same tokens as one sequence."""
+    return in_a_row(lambda *_: None, *given)
+
+
+def in_a_row(ends: Callable[[int, int, torch.device], Tensor | None], *given: Tensor) -> Tensor:
     B, T = given[0].shape[:2]
     rows = [x if x.dim() == 1 else x.reshape(1, B * T, *x.shape[2:]) for x in given]
     o, _ = gated_linear_attention(*rows, cu_seqlens=ends(B, T, given[0].device))

@@ -235,6 +235,8 @@ NARROW = [
                 {"T": 1024, "B": 3, "K": 64, "V": 64},
                 {"T": 1000, "K": 64, "V": 64, "group": 2},
                 {"T": 300, "K": 32, "V": 64},
+                {"T": 40, "K": 64, "V": 64},
+                {"T": 450, "K": 64, "V": 40, "B": 3, "group": 2},
                 {"T": 2100, "H": 1, "K": 64, "V": 64},
                 {"T": 2100, "H": 1, "K": 64, "V": 64, "lengths": (1200, 0, 900)},
                 {"T": 2100, "H": 17, "K": 64, "V": 64, "lengths": (1100, 57, 943)},
@@ -259,6 +261,8 @@ def test_a_kernel_that_forms_the_gradient_of_v_too_is_right(
     launches: list[tuple[str, dict[str, Any]]],
 ) -> None:
     monkeypatch.setattr(call.Call, "span", span)  # tiles a program
+    if span > 1 and not GPU:  # where it ships as `Call` says, what compiles of it is right
+        monkeypatch.setattr(call.Call, "turns", span)
     check(case, "triton", dtype)
     scans = {arguments["REVERSE"] for name, arguments in launches if name == "scan_kernel"}
     assert scans == {False} or (case.chunk < 64 and dtype == torch.bfloat16)

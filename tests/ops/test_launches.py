@@ -243,6 +243,42 @@ def test_scans_take_128_columns_where_that_fills_the_chip(
     assert own.wide == wide and own.tuning(calls.scan_kernel).bv == (128 if (wide or K > 128) and V > 64 else 64)
 
 
+@pytest.mark.parametrize(
+    ("kind", "B", "T", "H", "K", "turns"),
+    [
+        ("none", 8, 1024, 8, 64, 2),
+        ("head", 8, 1024, 8, 64, 2),
+        ("token", 8, 1024, 8, 64, 1),
+        ("token", 8, 1024, 8, 32, 3),
+        ("none", 16, 1024, 8, 64, 1),  # 128 programs fill the chip
+        ("none", 1, 32768, 8, 64, 1),  # cut into segments, which do
+        ("none", 8, 1024, 8, 128, 1),  # a state that both would form is most of the work
+        ("channel", 8, 1024, 8, 64, 1),
+    ],
+)
+def test_programs_take_turns_where_narrow_heads_have_few(kind: str, B: int, T: int, H: int, K: int, turns: int) -> None:
+    q, v = (torch.empty(B, T, H, n, device="meta", dtype=torch.bfloat16) for n in (K, 64))
+    g = {"none": None, "head": q[0, 0, :, 0], "token": q[..., 0], "channel": q}[kind]
+    own = calls.Call(q, q, v, g, None, 1.0, 64)
+    assert own.turns == turns
+    assert replace(own, cu_seqlens=torch.empty(B + 1, device="meta"), q=q[:1], k=q[:1], v=v[:1]).turns == 1
+
+
+@pytest.mark.parametrize(
+    ("B", "T", "K", "each"),
+    [
+        (4, 8192, 256, 2),  # 64 programs of 132 multiprocessors
+        (2, 16384, 256, 4),
+        (8, 4096, 256, 1),
+        (4, 960, 256, 1),  # segments of fewer than eight tiles
+        (8, 1024, 128, 1),  # 64 programs of a smaller state
+    ],
+)
+def test_sequences_are_cut_where_their_programs_leave_the_chip_idle(B: int, T: int, K: int, each: int) -> None:
+    q, v = (torch.empty(B, T, 4, n, device="meta", dtype=torch.bfloat16) for n in (K, K if K == 128 else 512))
+    assert calls.Call(q, q, v, None, None, 1.0, 256).segments.each == each
+
+
 def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -22,7 +22,7 @@ BUSY = 512  # programs: about what a chip runs at a time
 FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
 SHORTEST = 8  # tiles in a segment
 NARROW = 64  # channels of q and k that a program takes at once
-FEWEST = 3  # segments that are worth going over a sequence twice
+FEWEST = 3  # segments that are worth going over a sequence twice; of states of more than 128 channels, 2
 TABLES = {"tiles": 8, "tile_base": 1, "chunk_base": 1, "segments": 4, "own_segments": 3}  # numbers of 32 bits a row
 _compiled: dict[tuple[Any, ...], Any] = {}
 
@@ -187,7 +187,7 @@ class Call:
         if any(x.data_ptr() % 16 for x in given) or self.q.shape[0] * self.q.shape[1] >= 2**31:
             return None
         packed = None if self.cu_seqlens is None else self.cu_seqlens.dtype
-        size = (*self.q.shape[2:], *self.v.shape[2:], self.chunk, self.span)
+        size = (*self.q.shape[2:], *self.v.shape[2:], self.chunk, self.span, self.turns)
         return self.q.device, self.q.dtype, self.kind, packed, self.whole, self.valued, *size
 
     def count(self, size: int) -> int:
@@ -265,7 +265,7 @@ class Call:
         tiles, multiple = pieces(self.shape[1], self.bt), self.chunk // self.bt
         if self.cu_seqlens is None:
             count = min(FILLED // max(programs * self.sequences, 1), tiles // SHORTEST)
-            if count < FEWEST:
+            if count < (FEWEST if self.shape[3] <= 128 else 2):
                 return Segments(max(tiles, 1), tiles, 1, self.sequences, 0)
             size = pieces(pieces(tiles, count), multiple) * multiple
             each = pieces(tiles, size)
@@ -337,6 +337,19 @@ class Call:
     def own_scores(self) -> bool:
         """Whether scans do form them: not in segments of sequences that are all cut, whose programs fill the chip."""
         return self.can_form_scores and (self.cu_seqlens is not None or not self.segments.inner)
+
+    @cached_property
+    def turns(self) -> int:
+        """Programs that go over the same tiles forward, each giving the output of every second or third: worth it where
+        few programs go from tile to tile. What a gate a token makes of a tile's rows costs as much as the output saves,
+        but with the two warps that heads of 32 have; packed sequences are in segments already, or many."""
+        if not self.forms_dv or self.cu_seqlens is not None or self.segments.inner:
+            return 1
+        if 2 * self.sequences * self.heads * pieces(self.shape[4], self.tuning(scan_kernel).bv) > FILLED:
+            return 1
+        if self.shape[3] <= 32:
+            return 3
+        return 1 if self.kind == TOKEN else 2
 
     @cached_property
     def wide(self) -> bool:

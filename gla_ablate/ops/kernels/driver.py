@@ -129,12 +129,13 @@ def scan(
     if not (call.keeps_scores or call.own_scores):
         scores = new_scores(call)
         call.run(scores_kernel, call.tiles, scores=scores)
+    turns = 1 if reverse else call.turns
     call.run(
-        scan_kernel, call.segments.total * pieces(V, call.tuning(scan_kernel).bv),
+        scan_kernel, call.segments.total * pieces(V, call.tuning(scan_kernel).bv) * turns,
         **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": scores}, not reverse),
         start=start, borders=inner, states=states, end=end, decay=saved.decay, REVERSE=reverse,
         HAS_START=start is not None, CUT=inner is not None, STORE_STATES=keep_states, STORE_END=keep_end,
-        OWN=call.own_scores,
+        OWN=call.own_scores, TURNS=turns,
     )  # fmt: skip
     return o, states, end
 

@@ -45,7 +45,7 @@ def narrow_gradient_kernel(
     o_i, o_k = tl.arange(0, BT), tl.arange(0, BK)
     m_k = o_k < K
     ahead = placed(pid // HQ * SPAN, tiles, T, NT, NC, COUNT, VARLEN)
-    if VARLEN and SPAN == 1:  # noqa: SIM102 (known when compiled, which the next isn't)
+    if VARLEN:  # noqa: SIM102 (known when compiled, which the next isn't)
         if ahead[0] * BT >= ahead[2]:
             return
     # the loop over tiles is for the loads of the next one alone: what doesn't change may not take registers

@@ -79,9 +79,10 @@ def tile_step(
     s, a, b, x, scores, g, decay, states, o, i_t, i_s, i_q, i_v, twin, first, length, n_tiles, c_base, scale,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, STORE_STATES: tl.constexpr,
-    OWN: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    OWN: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr, OUTPUT: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile's output and, if a chunk begins here, state; returns the next tile's."""
+    """One tile's output and, if a chunk begins here, state, or, not OUTPUT, neither; returns the next tile's."""
     HQ: tl.constexpr = H * GROUP
     HA: tl.constexpr = H if REVERSE else HQ
     HB: tl.constexpr = HQ if REVERSE else H
@@ -109,36 +110,37 @@ def tile_step(
     if GATE != _NONE and GATE != _CHANNEL:
         prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
     meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
-    if STORE_STATES:  # noqa: SIM102 (known when compiled, which the next isn't)
+    if STORE_STATES and OUTPUT:  # noqa: SIM102 (known when compiled, which the next isn't)
         if meets & (twin == 0):
             p_s = states + ((c_base + i_s // TPC).to(tl.int64) * HB + i_b) * K * V
             for n in tl.static_range(NS):
                 o_k = n * BK + tl.arange(0, BK)
                 b_s = s[n].to(states.dtype.element_ty)
                 tl.store(p_s + o_v[:, None] * K + o_k[None, :], b_s, mask=m_v[:, None] & (o_k < K)[None, :])
-    # everything transposed, [BV, BT], so that S comes from registers; A is read as Aᵀ or not: some Tritons
-    # miscompile the transpose of a result on its way into a product, but not that of what was loaded
-    acc = tl.zeros([BV, BT], dtype=tl.float32)
     b_b = 0.0
     if OWN:
         b_b = block(b, row_b, col_b, width_b, m_r, tl.arange(0, BK) < K, DESC).to(DTYPE)
-    for n in tl.static_range(NS):
-        m_k = n * BK + tl.arange(0, BK) < K
-        b_a = block(a, row_a, col_a + n * BK, width_a, m_r, m_k, DESC).to(DTYPE)
-        acc = tl.dot(s[n].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
-    if GATE != _CHANNEL:
-        if GATE != _NONE:
-            acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
-        if not REVERSE:
-            acc *= scale
-    if OWN:
-        b_w = own_scores(b_b, b_a, g, first, i_s, length, i_h, scale, H, BT, GATE, REVERSE, DTYPE, PRECISION)
-    else:
-        b_w = block(scores, row_w * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
-        if not REVERSE:
-            b_w = tl.trans(b_w)
-    acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
-    store(o, tl.trans(acc.to(DTYPE)), row_x, i_q * V + i_v * BV, HQ * V, m_t, m_v, DESC_X)
+    if OUTPUT:
+        # everything transposed, [BV, BT], so that S comes from registers; A is read as Aᵀ or not: some Tritons
+        # miscompile the transpose of a result on its way into a product, but not that of what was loaded
+        acc = tl.zeros([BV, BT], dtype=tl.float32)
+        for n in tl.static_range(NS):
+            m_k = n * BK + tl.arange(0, BK) < K
+            b_a = block(a, row_a, col_a + n * BK, width_a, m_r, m_k, DESC).to(DTYPE)
+            acc = tl.dot(s[n].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
+        if GATE != _CHANNEL:
+            if GATE != _NONE:
+                acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
+            if not REVERSE:
+                acc *= scale
+        if OWN:
+            b_w = own_scores(b_b, b_a, g, first, i_s, length, i_h, scale, H, BT, GATE, REVERSE, DTYPE, PRECISION)
+        else:
+            b_w = block(scores, row_w * BT, 0, BT, m_i, m_i, DESC).to(DTYPE)
+            if not REVERSE:
+                b_w = tl.trans(b_w)
+        acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
+        store(o, tl.trans(acc.to(DTYPE)), row_x, i_q * V + i_v * BV, HQ * V, m_t, m_v, DESC_X)
     b_z = weighed(b_x, prefix, suffix, scale, GATE, REVERSE, DTYPE)
     d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
     return step(
@@ -154,8 +156,8 @@ def scan_kernel(
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
     CUT: tl.constexpr, STORE_STATES: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr, OWN: tl.constexpr,
-    DESC: tl.constexpr, DESC_X: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TURNS: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tile by tile o = A x + â S and S ← decay · S + b̂ᵀ x; `states` `[chunks, HB, V, K]` hold S as chunks meet it.
 
@@ -163,7 +165,10 @@ def scan_kernel(
     time the roles of â and b̂ are swapped, a = k, b = q, x = do, with Aᵀ: o is dv, and `states` are the gradients of the
     state at each chunk's end. For gates on channels a and b are qg and kg of `prepare_kernel`, `[tiles, HA or HB, BT,
     K]`. scores `[tiles, HQ, BT, BT]`; start, end `[N, HB, K, V]` and, CUT, borders `[rows, HB, K, V]`, what each
-    segment inside a sequence begins with, fp32. Grid: segments · HQ · V/BV.
+    segment inside a sequence begins with, fp32. Grid: segments · HQ · V/BV · TURNS.
+
+    TURNS programs go over the same tiles, forward, and each gives output and state of every TURNS-th of them: for the
+    others it takes one product, the state's, in place of four.
 
     Each query head of a group goes its own way: forward from the same b and x, so that one of them stores the state;
     backward it makes its own part of dv and of the state's gradient, both `HQ` heads, which are sums over the group.
@@ -180,7 +185,11 @@ def scan_kernel(
     LAST: tl.constexpr = DESC_X and not WHOLE  # whether the tile in which a sequence ends is taken by itself
     # what doesn't change from tile to tile is formed anew where the state leaves no registers to keep it in
     LEAN: tl.constexpr = NS > 1 and GATE != _CHANNEL
+    tl.static_assert(TURNS == 1 or not (REVERSE or DESC or GATE == _CHANNEL))
     pid = tl.program_id(0)
+    turn = 0
+    if TURNS > 1:
+        turn, pid = pid % TURNS, pid // TURNS
     i_v, i_q, i = pid % NV, (pid // NV) % HQ, pid // (NV * HQ)
     i_b = i_q if REVERSE else i_q // GROUP
     twin = 0 if REVERSE else i_q % GROUP  # of the programs that make the same state, the first stores it
@@ -193,23 +202,36 @@ def scan_kernel(
     m_v = o_v < V
     p_start, known = entering(start, borders, i_n, row, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
     s = slices(p_start, known, o_v, 0, NS, BK, K, V, HAS_START or CUT)
+    if TURNS > 1:
+        for early in range(begin, begin + turn):
+            s = tile_step(
+                s, a, b, x, scores, g, decay, states, o, t_base + early, early, i_q, i_v, twin, first, length,
+                n_tiles, c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC, DESC_X,
+                False, DTYPE, PRECISION,
+            )  # fmt: skip
     full = tl.minimum(stop, length // BT) if LAST else stop
-    for j in tl.range(begin, full, num_stages=STAGES, disable_licm=LEAN):
+    for j in tl.range(begin + turn, full, TURNS, num_stages=STAGES, disable_licm=LEAN):
         i_s = begin + full - 1 - j if REVERSE else j
         s = tile_step(
             s, a, b, x, scores, g, decay, states, o, t_base + i_s, i_s, i_q, i_v, twin, first, length, n_tiles,
-            c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC, DESC_X, DTYPE,
-            PRECISION,
+            c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC, DESC_X, True,
+            DTYPE, PRECISION,
         )  # fmt: skip
+        for n in tl.static_range(1, TURNS):  # past the end they are rows of zeros
+            s = tile_step(
+                s, a, b, x, scores, g, decay, states, o, t_base + j + n, j + n, i_q, i_v, twin, first, length,
+                n_tiles, c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC,
+                DESC_X, False, DTYPE, PRECISION,
+            )  # fmt: skip
     if LAST:  # noqa: SIM102 (known when compiled, which the next isn't)
         if full < stop:
             s = tile_step(
                 s, a, b, x_rows, scores, g, decay, states, o_rows, t_base + full, full, i_q, i_v, twin, first, length,
                 n_tiles, c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC,
-                False, DTYPE, PRECISION,
+                False, True, DTYPE, PRECISION,
             )  # fmt: skip
     if STORE_END:  # noqa: SIM102 (as above)
-        if (twin == 0) & (begin == 0 if REVERSE else stop == n_tiles):
+        if (twin + turn == 0) & (begin == 0 if REVERSE else stop == n_tiles):
             for n in tl.static_range(NS):
                 o_k = n * BK + tl.arange(0, BK)
                 p_e = end + (i_n.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
