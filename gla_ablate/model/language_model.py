@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gla_ablate.config import ModelConfig
 from gla_ablate.model.block import Block
+from gla_ablate.model.embedding import Embedding
 from gla_ablate.model.gates import Gate
 from gla_ablate.model.initialise import initialise, seeded
 from gla_ablate.model.recompute import Recompute, compiled_block, run_block
@@ -29,7 +30,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         # Without nn.Embedding's own draw: it is not needed, and on the meta device it loads torch's compiler (1.3 s).
-        self.embedding = nn.Embedding.from_pretrained(torch.empty(vocab_size, config.dim), freeze=False)
+        self.embedding = Embedding.from_pretrained(torch.empty(vocab_size, config.dim), freeze=False)
         self.blocks = nn.ModuleList(Block(config, gate) for gate in gates)
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
