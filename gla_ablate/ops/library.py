@@ -57,10 +57,11 @@ def backward_kernels(
 ) -> Given:  # fmt: skip
     saved = None
     if states.dim() == 4:
-        where = None if cu_seqlens is None else packing
-        saved = driver.Saved(scores, states, read, write, decay, halves, steep, sums, where)
+        saved = driver.Saved(scores, states, read, write, decay, halves, steep, sums, packing)
+        if cu_seqlens is None:
+            saved = saved._replace(packing=None)
         if decay.dim() == 1:
-            saved = driver.Saved(scores, states, q, k, None, None, None, None, where)
+            saved = saved._replace(read=q, write=k, decay=None, halves=None, steep=None, sums=None)
     dq, dk, dv, dg, d_start = driver.backward(
         q, k, v, g, initial_state, cu_seqlens, saved, do, d_state, scale, chunk, learned
     )

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gla_ablate.model.embedding import Embedding, embedding_gradient
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.ops.cases import DEVICE
 
 
 def drawn(rows: int, tokens: int, dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -261,7 +261,7 @@ def test_a_kernel_that_forms_the_gradient_of_v_too_is_right(
     launches: list[tuple[str, dict[str, Any]]],
 ) -> None:
     monkeypatch.setattr(call.Call, "span", span)  # tiles a program
-    if span > 1 and not GPU:  # where it ships as `Call` says, what compiles of it is right
+    if span > 1 and not GPU:  # where only what `Call` takes has been seen to compile right
         monkeypatch.setattr(call.Call, "turns", span)
     check(case, "triton", dtype)
     scans = {arguments["REVERSE"] for name, arguments in launches if name == "scan_kernel"}

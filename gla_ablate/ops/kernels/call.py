@@ -258,10 +258,15 @@ class Call:
             launch(packing_kernel, n, self.key, **made, **numbers, **shape)
         return made
 
+    @property
+    def slices(self) -> int:
+        """Of V, each a scan's program."""
+        return pieces(self.shape[4], self.tuning(scan_kernel).bv)
+
     @cached_property
     def segments(self) -> Segments:
         """How sequences are cut for the scan: where its programs, each a sequence, would leave most of a chip idle."""
-        programs = self.heads * pieces(self.shape[4], self.tuning(scan_kernel).bv)
+        programs = self.heads * self.slices
         tiles, multiple = pieces(self.shape[1], self.bt), self.chunk // self.bt
         if self.cu_seqlens is None:
             count = min(FILLED // max(programs * self.sequences, 1), tiles // SHORTEST)
@@ -345,7 +350,7 @@ class Call:
         but with the two warps that heads of 32 have; packed sequences are in segments already, or many."""
         if not self.forms_dv or self.cu_seqlens is not None or self.segments.inner:
             return 1
-        if 2 * self.sequences * self.heads * pieces(self.shape[4], self.tuning(scan_kernel).bv) > FILLED:
+        if 2 * self.sequences * self.heads * self.slices > FILLED:
             return 1
         if self.shape[3] <= 32:
             return 3

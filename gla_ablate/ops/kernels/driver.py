@@ -131,7 +131,7 @@ def scan(
         call.run(scores_kernel, call.tiles, scores=scores)
     turns = 1 if reverse else call.turns
     call.run(
-        scan_kernel, call.segments.total * pieces(V, call.tuning(scan_kernel).bv) * turns,
+        scan_kernel, call.segments.total * call.slices * turns,
         **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": scores}, not reverse),
         start=start, borders=inner, states=states, end=end, decay=saved.decay, REVERSE=reverse,
         HAS_START=start is not None, CUT=inner is not None, STORE_STATES=keep_states, STORE_END=keep_end,
