@@ -133,12 +133,13 @@ def kernels_of(kind: str) -> list[str]:
 
 def in_force(kernel: str, shape: Shape) -> Any:
     """The launch parameters of a kernel at a shape: what ships, or under `tuned` what the choice comes to there."""
-    from gla_ablate.ops.kernels import driver
+    from gla_ablate.ops.kernels import driver, passes
     from gla_ablate.ops.op import auto_chunk
 
     chunk = auto_chunk("triton", shape.K)
     k, v = (torch.empty(shape.B, shape.T, shape.H, n, device="meta", dtype=torch.bfloat16) for n in (shape.K, shape.V))
-    return driver.Call(k, k, v, None, None, 1.0, chunk).tuning(getattr(driver, kernel))
+    known = vars(driver) | vars(passes)
+    return driver.Call(k, k, v, None, None, 1.0, chunk).tuning(known[kernel])
 
 
 def tune(shape: Shape, kind: str, kernel: str, choices: list[Any], problem: measure.Problem) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels import call, decay, gradient_channel, gradient_steep, prepare, tuning
+from gla_ablate.ops.kernels import call, cutting, decay, gradient_channel, gradient_steep, lookback, prepare, tuning
 from tests.ops.cases import GPU, KINDS, STRENGTHS, Case, check, computed, errors
 
 pytestmark = [
@@ -164,9 +164,10 @@ def test_every_shape_is_right(case: Case, backend: str, dtype: torch.dtype) -> N
 
 @pytest.fixture
 def cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments of two tiles in the interpreter, so that sequences of a few tiles are cut as those of thousands are."""
+    """Segments of one or two tiles in the interpreter, so that sequences of a few are cut as those of thousands are."""
     if not GPU:
-        monkeypatch.setattr(call, "SHORTEST", 2)
+        monkeypatch.setattr(cutting, "SHORTEST", 2)
+        monkeypatch.setattr(lookback, "AT_ONCE", tl.constexpr(2))
 
 
 @pytest.mark.usefixtures("cut_short")
@@ -177,8 +178,8 @@ def test_sequences_cut_into_segments_are_right(
     case: Case, backend: str, dtype: torch.dtype, launches: list[tuple[str, dict[str, Any]]]
 ) -> None:
     check(case, backend, dtype)
-    segments = [name for name, _ in launches if name == "segments_kernel"]
-    assert bool(segments) == (backend == "triton")
+    cut = [name for name, given in launches if name == "segments_kernel" or given.get("LOOKS_BACK")]
+    assert bool(cut) == (backend == "triton")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -240,6 +241,7 @@ NARROW = [
                 {"T": 2100, "H": 1, "K": 64, "V": 64},
                 {"T": 2100, "H": 1, "K": 64, "V": 64, "lengths": (1200, 0, 900)},
                 {"T": 2100, "H": 17, "K": 64, "V": 64, "lengths": (1100, 57, 943)},
+                {"T": 36000, "H": 1, "K": 64, "V": 64, "lengths": (35900, 100)},  # more segments than are AT_ONCE
                 {"T": 1100, "H": 8, "B": 8, "K": 48, "V": 40},
             )
             if GPU
@@ -262,7 +264,7 @@ def test_a_kernel_that_forms_the_gradient_of_v_too_is_right(
 ) -> None:
     monkeypatch.setattr(call.Call, "span", span)  # tiles a program
     if span > 1 and not GPU:  # where only what `Call` takes has been seen to compile right
-        monkeypatch.setattr(call.Call, "turns", span)
+        monkeypatch.setattr(call.Call, "turns", property(lambda own: 1 if own.segments.inner else span))
     check(case, "triton", dtype)
     scans = {arguments["REVERSE"] for name, arguments in launches if name == "scan_kernel"}
     assert scans == {False} or (case.chunk < 64 and dtype == torch.bfloat16)

@@ -23,8 +23,6 @@ KERNELS = {
     "narrow, few": {"scores_kernel", "scan_kernel", "states_kernel", "narrow_gradient_kernel"},
     "own": {"scan_kernel", "narrow_gradient_kernel"},
     "own, few": {"scan_kernel", "states_kernel", "narrow_gradient_kernel"},
-    "own, cut": {"scan_kernel", "narrow_gradient_kernel", "states_kernel", "segments_kernel"},
-    "cut": {"scores_kernel", "scan_kernel", "narrow_gradient_kernel", "states_kernel", "segments_kernel"},
 }
 RUN_TIME = {"T", "NT", "NC", "SEG", "NSEG", "COUNT", "N", "SEGMENTS", "ROOM", "scale", "mild"}
 
@@ -57,8 +55,9 @@ def test_the_triton_backend_which_auto_is_on_cuda_launches_the_kernels(
         ("none", {"V": 65}, "narrow"),
         ("none", {"lengths": (9, 11)}, "own, few"),
         ("token", {"lengths": (9, 11)}, "narrow, few"),
-        ("none", {"T": 1536, "lengths": (1500, 36)}, "own, cut"),
-        ("none", {"T": 1536}, "cut"),
+        ("none", {"T": 1536, "lengths": (1500, 36)}, "own, few, cut"),
+        ("none", {"T": 1536}, "own, few, cut"),
+        ("token", {"T": 1536, "V": 65}, "narrow, cut"),
         ("none", {"K": 65}, "others"),
         ("none", {"chunk": 16}, "others"),
         ("none", {"T": 70, "chunk": 128}, "others"),
@@ -69,14 +68,21 @@ def test_narrow_heads_in_whole_tiles_take_fewer_kernels(
     kind: str, changes: dict[str, Any], kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(calls, "launch", lambda kernel, *_, **__: seen.append(kernel.fn.__name__))
+    looked_back: set[str] = set()
+
+    def launch(kernel: Any, *_: Any, **given: Any) -> None:
+        seen.append(kernel.fn.__name__)
+        looked_back.update({seen[-1]} if given.get("LOOKS_BACK") else ())
+
+    monkeypatch.setattr(calls, "launch", launch)
     case = replace(Case(kind=kind, T=20, H=1, K=24, V=20, chunk=64), **changes)
     given = leaves(case, torch.bfloat16)
     q, k, v, g = (given[name] for name in ("q", "k", "v", "g"))
     packed = torch.tensor([0, *case.lengths], device=DEVICE).cumsum(0) if case.lengths else None
     o, _ = gated_linear_attention(q, k, v, g, cu_seqlens=packed, chunk_size=case.chunk, backend="triton")
     o.sum().backward()
-    assert set(seen) - {"packing_kernel"} == KERNELS[kernels]
+    assert set(seen) - {"packing_kernel"} == KERNELS[kernels.removesuffix(", cut")]
+    assert looked_back == (set(seen) & {"scan_kernel", "states_kernel"} if kernels.endswith(", cut") else set())
     assert seen.count("packing_kernel") == bool(case.lengths)  # the backward pass takes what the forward found
 
 
@@ -249,7 +255,8 @@ def test_scans_take_128_columns_where_that_fills_the_chip(
         ("none", 8, 1024, 8, 64, 2),
         ("head", 8, 1024, 8, 64, 2),
         ("token", 8, 1024, 8, 64, 1),
-        ("token", 8, 1024, 8, 32, 3),
+        ("token", 8, 512, 8, 32, 3),
+        ("token", 8, 1024, 8, 32, 1),  # cut into segments of four tiles
         ("none", 16, 1024, 8, 64, 1),  # 128 programs fill the chip
         ("none", 1, 32768, 8, 64, 1),  # cut into segments, which do
         ("none", 8, 1024, 8, 128, 1),  # a state that both would form is most of the work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -12,15 +12,16 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from gla_ablate.ops.kernels import cutting
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, NONE, TOKEN
+from gla_ablate.ops.kernels.cutting import FILLED, Segments
 from gla_ablate.ops.kernels.packing import packing_kernel
 from gla_ablate.ops.kernels.scan import scan_kernel
+from gla_ablate.ops.kernels.states import states_kernel
 from gla_ablate.ops.kernels.tuning import Tuning, pieces, tuning
 
 SPAN = 4
 BUSY = 512  # programs: about what a chip runs at a time
-FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
-SHORTEST = 8  # tiles in a segment
 NARROW = 64  # channels of q and k that a program takes at once
 FEWEST = 3  # segments that are worth going over a sequence twice; of states of more than 128 channels, 2
 TABLES = {"tiles": 8, "tile_base": 1, "chunk_base": 1, "segments": 4, "own_segments": 3}  # numbers of 32 bits a row
@@ -93,18 +94,6 @@ def aligned(size: int) -> int:
 
 def gate_kind(g: Tensor | None) -> int:
     return NONE if g is None else {1: HEAD, 3: TOKEN, 4: CHANNEL}[g.dim()]
-
-
-class Segments(NamedTuple):
-    """How sequences are cut for scans: tiles of a segment (of packed sequences: about), tiles of a packed sequence up
-    to which it stays whole, segments of a sequence if all have as many, segments in all at most, and those of sequences
-    that have several: 0 where none has."""
-
-    size: int
-    long: int
-    each: int
-    total: int
-    inner: int
 
 
 @dataclass(frozen=True)
@@ -228,10 +217,16 @@ class Call:
         return self.new(self.sequences, heads, *self.shape[3:], dtype=torch.float32)
 
     @property
+    def shortest(self) -> int:
+        """Tiles in a segment. Whole sequences of narrow heads rather have programs take turns."""
+        looks_back = self.narrow and (self.cu_seqlens is not None or self.shape[3] <= NARROW // 2)
+        return cutting.SHORTEST // 2 if looks_back else cutting.SHORTEST
+
+    @property
     def rows(self) -> dict[str, int]:
         """Of `TABLES`. Follow from T and N alone, and by no case: compiled graphs know them, too."""
         n = self.sequences
-        return dict.fromkeys(TABLES, n) | {"tiles": self.tiles, "segments": n + self.tiles // SHORTEST}
+        return dict.fromkeys(TABLES, n) | {"tiles": self.tiles, "segments": n + self.tiles // self.shortest}
 
     @cached_property
     def memory(self) -> Tensor:
@@ -266,25 +261,13 @@ class Call:
     @cached_property
     def segments(self) -> Segments:
         """How sequences are cut for the scan: where its programs, each a sequence, would leave most of a chip idle."""
-        programs = self.heads * self.slices
-        tiles, multiple = pieces(self.shape[1], self.bt), self.chunk // self.bt
+        programs, tiles, multiple = self.heads * self.slices, pieces(self.shape[1], self.bt), self.chunk // self.bt
         if self.cu_seqlens is None:
-            count = min(FILLED // max(programs * self.sequences, 1), tiles // SHORTEST)
-            if count < (FEWEST if self.shape[3] <= 128 else 2):
-                return Segments(max(tiles, 1), tiles, 1, self.sequences, 0)
-            size = pieces(pieces(tiles, count), multiple) * multiple
-            each = pieces(tiles, size)
-            return Segments(size, tiles, each, self.sequences * each, self.sequences * each)
-        # lengths are on the device: cut what alone would take longer than all if it were evenly shared out
+            filled = 2 * FILLED if self.narrow and self.shape[3] <= NARROW // 2 else FILLED
+            fewest = FEWEST if self.shape[3] <= 128 else 2
+            return cutting.cut_evenly(self.sequences, tiles, programs, filled, self.shortest, fewest, multiple)
         filled = FILLED if self.shape[3] > 64 else 2 * FILLED  # smaller states leave room for a second program
-        share = pieces(tiles * programs, filled)
-        size = pieces(max(pieces(share, 2), SHORTEST), multiple) * multiple
-        long = max(share + share // 7, size + size // 2)
-        if tiles <= long:
-            return Segments(size, long, 1, self.sequences, 0)
-        # one of t > 3/2 size tiles is cut in t/size + 1/2 at most, 4/3 of t/size, and its last tile may be short
-        total = self.sequences + self.tiles // size
-        return Segments(size, long, 1, total, min(total, pieces(3 * tiles, 2 * size)))
+        return cutting.cut_packed(self.sequences, tiles, self.tiles, programs, filled, self.shortest, multiple)
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -308,7 +291,8 @@ class Call:
     def tuning(self, kernel: Any) -> Tuning:
         widths = self.q.shape[3], self.v.shape[3]
         given = kernel.fn.__name__, self.q.dtype, *widths, self.chunk, self.cu_seqlens is not None
-        return tuning(*given, self.wide, self.forms_dv)
+        looks_back = kernel is states_kernel and self.looks_back  # of scans it follows from their tiles
+        return tuning(*given, self.wide, self.forms_dv, looks_back)
 
     @cached_property
     def narrow(self) -> bool:
@@ -326,22 +310,19 @@ class Call:
         return self.narrow and self.shape[4] <= NARROW and self.sequences * self.heads <= FILLED
 
     @cached_property
-    def keeps_scores(self) -> bool:
-        """Whether the forward pass keeps them for the backward: not where scans can form them, for the one program that
-        has use for them and where the decay between two rows is cheap. No length or number of sequences decides this,
-        for which compiled graphs would be made anew."""
-        return not self.can_form_scores
-
-    @cached_property
-    def can_form_scores(self) -> bool:
+    def own_scores(self) -> bool:
+        """Whether scans form the scores: where that takes one program, and the decay between two rows is cheap. Else
+        the forward pass keeps them for the backward. No length or number of sequences decides this, for which compiled
+        graphs would be made anew."""
         cheap = self.kind == NONE or (self.kind == HEAD and self.shape[3] > NARROW // 2)
         alone = self.shape[4] <= (64 if self.q.dtype == torch.bfloat16 else 16)  # as `tuning` has scans
         return self.narrow and cheap and alone
 
-    @property
-    def own_scores(self) -> bool:
-        """Whether scans do form them: not in segments of sequences that are all cut, whose programs fill the chip."""
-        return self.can_form_scores and (self.cu_seqlens is not None or not self.segments.inner)
+    @cached_property
+    def looks_back(self) -> bool:
+        """Whether segments find out what they begin with in the kernel that goes over them, rather than from two
+        launches before it: of gates without channels one state is soon read, and a program has all of it."""
+        return self.narrow and self.segments.inner > 0
 
     @cached_property
     def turns(self) -> int:
@@ -365,7 +346,7 @@ class Call:
             return False
         programs = self.heads * self.sequences * pieces(V, 128)
         tiles = pieces(self.shape[1], self.bt) if self.cu_seqlens is None else self.tiles // self.sequences
-        return 2 * programs > FILLED or min(FILLED // programs, tiles // SHORTEST) >= FEWEST
+        return 2 * programs > FILLED or min(FILLED // programs, tiles // cutting.SHORTEST) >= FEWEST
 
     def run(self, kernel: Any, grid: int, **own: Any) -> None:
         """Launches `grid` programs a query head with its `own` arguments and, for names left out, those of the call."""

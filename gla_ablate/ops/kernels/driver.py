@@ -2,8 +2,9 @@
 
 Forward:  prepare (gates on channels) or scores → scan.   Backward: scan reversed → products → gradient. Where a scan
 would leave most of the chip idle: states of segments from zero → segments → scan of segments. Gates without channels
-at narrow heads, where chunks are tiles: products and gradient are one kernel, and most scans form the scores; where
-scans would have few programs, that kernel forms dv, too, and states alone go back in time.
+at narrow heads, where chunks are tiles: products and gradient are one kernel, segments look back at each other, and
+most scans form the scores; where scans would have few programs, the gradient kernel forms dv, too, and states alone go
+back in time.
 No buffer has K channels of decay for a gate without. What `forward` kept, `backward` takes; what it didn't, it forms
 anew.
 """
@@ -23,58 +24,20 @@ from gla_ablate.ops.kernels.gradient import gradient_kernel
 from gla_ablate.ops.kernels.gradient_channel import channel_gradient_kernel
 from gla_ablate.ops.kernels.gradient_narrow import narrow_gradient_kernel
 from gla_ablate.ops.kernels.gradient_steep import steep_gradient_kernel
+from gla_ablate.ops.kernels.passes import scan, states
 from gla_ablate.ops.kernels.prepare import prepare_kernel
 from gla_ablate.ops.kernels.prepare_steep import steep_prepare_kernel
 from gla_ablate.ops.kernels.products import products_kernel
-from gla_ablate.ops.kernels.scan import scan_kernel
+from gla_ablate.ops.kernels.saved import Saved, room
 from gla_ablate.ops.kernels.scores import scores_kernel
-from gla_ablate.ops.kernels.segments import segments_kernel
-from gla_ablate.ops.kernels.states import states_kernel
 from gla_ablate.ops.kernels.tuning import pieces
-
-
-class Saved(NamedTuple):
-    """What a forward pass knows and the backward pass needs: the scores `[tiles, HQ, BT, BT]` (empty unless it
-    `keeps_scores`), the states `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's
-    borders, `[tiles, HQ, BT, K]` and `[tiles, H, BT, K]`, what whole tiles and their halves let through, `[tiles, H,
-    K]` and `[tiles, H, 2, K]`, which tiles are steep, and the matrices of `survey_kernel`; where packed sequences
-    lie, as `Call.memory` holds it. HQ: the heads of q."""
-
-    scores: Tensor
-    states: Tensor | None
-    read: Tensor
-    write: Tensor
-    decay: Tensor | None
-    halves: Tensor | None
-    steep: Tensor | None
-    sums: Tensor | None
-    packing: Tensor | None
-
-
-def room(call: Call) -> Saved:
-    """Memory for all of `Saved` but the states."""
-    _, _, H, K, _ = call.shape
-    scores = new_scores(call) if call.keeps_scores else call.new(0)
-    packing = None if call.cu_seqlens is None else call.memory
-    if call.kind != CHANNEL:
-        return Saved(scores, None, call.q, call.k, None, None, None, None, packing)
-    qg, kg = call.new(call.tiles, call.heads, call.bt, K), call.new(call.tiles, H, call.bt, K)
-    decay = call.new(call.tiles, H, K, dtype=torch.float32)
-    halves = call.new(call.tiles, H, 2, K, dtype=torch.float32)
-    steep = call.new(call.tiles, H, dtype=torch.int32)
-    sums = call.new(call.matrices, call.bt, call.bt)
-    return Saved(scores, None, qg, kg, decay, halves, steep, sums, packing)
-
-
-def new_scores(call: Call) -> Tensor:
-    return call.new(call.tiles, call.heads, call.bt, call.bt, dtype=torch.float32 if call.valued else None)
 
 
 def prepare(call: Call) -> Saved:
     """All of `Saved` but the states."""
     saved = room(call)
     if call.kind != CHANNEL:
-        if call.keeps_scores:
+        if not call.own_scores:
             call.run(scores_kernel, call.tiles, scores=saved.scores)
         return saved
     assert call.g is not None
@@ -112,116 +75,9 @@ def engine(call: Call, kernel: Any, matrices: dict[str, Matrix]) -> dict[str, An
     return {name: x[0] for name, x in matrices.items()} | {"DESC": False}
 
 
-def scan(
-    call: Call, saved: Saved, x: Tensor, start: Tensor | None, *, reverse: bool, keep_states: bool, keep_end: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """o, the states at every chunk, and at the end `[N, H, K, V]`. Reversed dv, the states' gradients and the initial
-    state's: of each query head its part."""
-    B, T, _, _, V = call.shape
-    a, b = (saved.write, saved.read) if reverse else (saved.read, saved.write)
-    heads = call.heads if reverse else call.shape[2]
-    o = x.new_empty(B, T, call.heads, V)
-    states = call.new_states(heads) if keep_states else None
-    end = call.new_end(heads) if keep_end else None
-    start = shared_out(start, call.group) if reverse else start
-    inner = borders(call, saved, x, start, reverse)
-    scores = saved.scores
-    if not (call.keeps_scores or call.own_scores):
-        scores = new_scores(call)
-        call.run(scores_kernel, call.tiles, scores=scores)
-    turns = 1 if reverse else call.turns
-    call.run(
-        scan_kernel, call.segments.total * call.slices * turns,
-        **operands(call, scan_kernel, {"a": a, "b": b}, {"x": x, "o": o}, {"scores": scores}, not reverse),
-        start=start, borders=inner, states=states, end=end, decay=saved.decay, REVERSE=reverse,
-        HAS_START=start is not None, CUT=inner is not None, STORE_STATES=keep_states, STORE_END=keep_end,
-        OWN=call.own_scores, TURNS=turns,
-    )  # fmt: skip
-    return o, states, end
-
-
-def states(
-    call: Call, saved: Saved, x: Tensor, start: Tensor | None, *, reverse: bool = False, keep_end: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """As `scan` gives them, where its output isn't needed."""
-    call = call if reverse else call.ungrouped
-    made, end = call.new_states(call.heads), call.new_end(call.heads) if keep_end else None
-    start = shared_out(start, call.group)
-    inner = borders(call, saved, x, start, reverse)
-    states_pass(
-        call, call.segments.total, saved.read if reverse else saved.write, x, saved.decay, start=start, borders=inner,
-        passed=None, states=made, end=end, REVERSE=reverse, HAS_START=start is not None, CUT=inner is not None,
-        ENDS=False, STORE_END=keep_end,
-    )  # fmt: skip
-    return made, end
-
-
-def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: bool) -> Tensor | None:
-    """What the segments of sequences that are cut begin with, `[segments, heads, K, V]`; None where none is."""
-    inner = call.segments.inner
-    if not inner:
-        return None
-    if not reverse:
-        call = call.ungrouped  # query heads have no part in it
-    _, _, _, K, V = call.shape
-    made = call.new(inner, call.heads, K, V, dtype=torch.float32)
-    passed = call.new(inner, call.heads, K, dtype=torch.float32) if call.kind == CHANNEL else None
-    states_pass(
-        call, call.segments.total, saved.read if reverse else saved.write, x, saved.decay, start=None, borders=made,
-        passed=passed, states=None, end=None, REVERSE=reverse, HAS_START=False, CUT=False, ENDS=True, STORE_END=False,
-    )  # fmt: skip
-    block = call.tuning(segments_kernel)
-    call.run(
-        segments_kernel, call.sequences * pieces(K, block.bk) * pieces(V, block.bv), passed=passed, start=start,
-        borders=made, REVERSE=reverse, HAS_START=start is not None,
-    )  # fmt: skip
-    return made
-
-
-def states_pass(call: Call, count: int, b: Tensor, x: Tensor, decay: Tensor | None, **own: Any) -> None:
-    block = call.tuning(states_kernel)
-    programs = count * pieces(call.shape[3], block.bk) * pieces(call.shape[4], block.bv)
-    full = own["ENDS"] and not own["REVERSE"]  # a segment with another behind it has no tile that isn't
-    call.run(
-        states_kernel, programs, **operands(call, states_kernel, {"b": b}, {"x": x}, {}, full), decay=decay,
-        value_decay=None, VALUED=False, **own,
-    )  # fmt: skip
-
-
-def shared_out(x: Tensor | None, group: int) -> Tensor | None:
-    """Of what each head gets, `[N, H, K, V]`, the parts of its query heads, which add up to it: the first's is all."""
-    if x is None or group == 1:
-        return x
-    parts = x.new_zeros(x.shape[0], x.shape[1], group, *x.shape[2:])
-    parts[:, :, 0] = x
-    return parts.flatten(1, 2)
-
-
 def gathered(x: Tensor, group: int, dim: int = 2) -> Tensor:
     """The sum over the query heads of each group."""
     return x if group == 1 else x.unflatten(dim, (-1, group)).sum(dim + 1)
-
-
-def operands(
-    call: Call, kernel: Any, tiles: dict[str, Tensor], values: dict[str, Tensor], scores: dict[str, Tensor], full: bool
-) -> dict[str, Any]:
-    """The operands of a scan, through the chip's copy engine where they can be and it pays. `full`: even where a
-    sequence ends inside a tile, the kernel reads and writes `values` so for tiles that are full alone."""
-    _, _, _, K, V = call.shape
-    most = call.tuning(kernel)
-    plain: dict[str, Any] = {**tiles, **scores, **values, "DESC": False, "DESC_X": False}
-    plain |= {f"{name}_rows": None if call.whole else y for name, y in values.items()}
-    channel = call.kind == CHANNEL
-    if most.bk >= K or not (channel or K % most.bk == 0):  # at one slice of K pointers are as fast, and cost less here
-        return plain
-    made = {name: describe(y, K if channel else y.shape[2] * K, call.bt, most.bk) for name, y in tiles.items()}
-    made |= {name: describe(y, call.bt, call.bt, call.bt) for name, y in scores.items()}
-    if None in made.values():
-        return plain
-    own = {name: describe(y, y.shape[2] * V, call.bt, most.bv) for name, y in values.items()}
-    if not (call.whole or full) or V % most.bv or None in own.values() or values["x"].dtype != call.numerics.store:
-        own = {}
-    return {**plain, **made, **own, "DESC": True, "DESC_X": bool(own)}
 
 
 def forward(

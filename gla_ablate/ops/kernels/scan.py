@@ -6,7 +6,9 @@ import triton
 import triton.language as tl
 
 from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, head_matrix, row_decay, store, tile_decay
-from gla_ablate.ops.kernels.states import entering, segment_at, sequence_at, weighed
+from gla_ablate.ops.kernels.lookback import in_order, look_back, publish
+from gla_ablate.ops.kernels.places import entering, segment_at, sequence_at
+from gla_ablate.ops.kernels.states import weighed
 
 _NONE = tl.constexpr(NONE)
 _CHANNEL = tl.constexpr(CHANNEL)
@@ -151,13 +153,13 @@ def tile_step(
 
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
 def scan_kernel(
-    a, b, x, x_rows, scores, g, decay, start, borders, states, o, o_rows, end, cu_seqlens, tile_base, chunk_base,
-    segments, scale, T, NT, NC, SEG, NSEG,
+    a, b, x, x_rows, scores, g, decay, start, borders, passed, flags, states, o, o_rows, end, cu_seqlens, tile_base,
+    chunk_base, segments, own_segments, scale, T, NT, NC, SEG, NSEG,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, TPC: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, GATE: tl.constexpr, REVERSE: tl.constexpr, HAS_START: tl.constexpr,
-    CUT: tl.constexpr, STORE_STATES: tl.constexpr, STORE_END: tl.constexpr, VARLEN: tl.constexpr, OWN: tl.constexpr,
-    TURNS: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    CUT: tl.constexpr, LOOKS_BACK: tl.constexpr, STORE_STATES: tl.constexpr, STORE_END: tl.constexpr,
+    VARLEN: tl.constexpr, OWN: tl.constexpr, TURNS: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr,
+    WHOLE: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tile by tile o = A x + â S and S ← decay · S + b̂ᵀ x; `states` `[chunks, HB, V, K]` hold S as chunks meet it.
 
@@ -166,6 +168,10 @@ def scan_kernel(
     state at each chunk's end. For gates on channels a and b are qg and kg of `prepare_kernel`, `[tiles, HA or HB, BT,
     K]`. scores `[tiles, HQ, BT, BT]`; start, end `[N, HB, K, V]` and, CUT, borders `[rows, HB, K, V]`, what each
     segment inside a sequence begins with, fp32. Grid: segments · HQ · V/BV · TURNS.
+
+    LOOKS_BACK: segments find out here what they begin with. `borders` `[rows, HB, V, K]` and, unless there is no gate,
+    passed `[rows, HB]`, fp32: what each ends with if it begins with zero, and what it lets through, in the order of
+    programs; flags `[rows, HB, V/BV]`, which are zero before: whether they are there. Gates without channels, K ≤ BK.
 
     TURNS programs go over the same tiles, forward, and each gives output and state of every TURNS-th of them: for the
     others it takes one product, the state's, in place of four.
@@ -186,6 +192,7 @@ def scan_kernel(
     # what doesn't change from tile to tile is formed anew where the state leaves no registers to keep it in
     LEAN: tl.constexpr = NS > 1 and GATE != _CHANNEL
     tl.static_assert(TURNS == 1 or not (REVERSE or DESC or GATE == _CHANNEL))
+    tl.static_assert(not LOOKS_BACK or not (NS > 1 or TURNS > 1 or CUT or DESC or GATE == _CHANNEL))
     pid = tl.program_id(0)
     turn = 0
     if TURNS > 1:
@@ -200,8 +207,27 @@ def scan_kernel(
     first, length, t_base, n_tiles, c_base = sequence_at(i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT, VARLEN)
     o_v = i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
+    if LOOKS_BACK:
+        begin, stop, before = in_order(i, i_n, segments, own_segments, SEG, NSEG, NT, REVERSE, VARLEN)
+        o_k = tl.arange(0, BK)
+        m_s = m_v[:, None] & (o_k < K)[None, :]
+        place = row * HB + i_b
+        if begin > 0 if REVERSE else (stop < n_tiles) & (twin == 0):
+            ends = slices(0, True, o_v, 0, NS, BK, K, V, False)
+            through = 1.0
+            for j in tl.range(begin, stop, num_stages=STAGES):
+                i_s = begin + stop - 1 - j if REVERSE else j
+                ends = tile_step(
+                    ends, a, b, x, scores, g, decay, states, o, t_base + i_s, i_s, i_q, i_v, twin, first, length,
+                    n_tiles, c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC,
+                    DESC_X, False, DTYPE, PRECISION,
+                )  # fmt: skip
+                through *= tile_decay(g, first, i_s, length, i_q // GROUP, H, BT, GATE)
+            publish(ends[0], through, borders, passed, flags, place, i_v, o_k, o_v, m_s, K, V, NV, GATE)
     p_start, known = entering(start, borders, i_n, row, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
     s = slices(p_start, known, o_v, 0, NS, BK, K, V, HAS_START or CUT)
+    if LOOKS_BACK:
+        s = (look_back(s[0], borders, passed, flags, place, i_v, before, o_k, o_v, m_s, HB, K, V, NV, GATE),)
     if TURNS > 1:
         for early in range(begin, begin + turn):
             s = tile_step(

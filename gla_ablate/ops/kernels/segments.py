@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, TOKEN, head_gate
-from gla_ablate.ops.kernels.states import segment_at, sequence_at
+from gla_ablate.ops.kernels.places import segment_at, sequence_at
 
 _CHANNEL = tl.constexpr(CHANNEL)
 _HEAD = tl.constexpr(HEAD)

@@ -48,10 +48,11 @@ def tuning(
     packed: bool = False,
     wide: bool = False,
     forms_dv: bool = False,
+    looks_back: bool = False,
 ) -> Tuning:
     """Launch parameters of a kernel for inputs of `dtype`, with the tiles that K and V ask for. packed: sequences;
-    wide: scans of few programs, see `Call.wide`, and `Call.forms_dv`."""
-    most = largest(kernel, dtype, K, chunk, packed, wide, forms_dv)
+    wide: scans of few programs, see `Call.wide`, and so for `forms_dv` and `looks_back`."""
+    most = largest(kernel, dtype, K, chunk, packed, wide, forms_dv, looks_back)
     if K % 16 or V % 16:
         most = most._replace(num_stages=1)  # some Tritons prefetch wrongly where rows don't start at 16 bytes
     if kernel == "products_kernel" and chunk > 64 and most.bv >= V:
@@ -69,7 +70,9 @@ def tuning(
     return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv, columns))
 
 
-def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, wide: bool, forms_dv: bool) -> Tuning:
+def largest(
+    kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, wide: bool, forms_dv: bool, looks_back: bool
+) -> Tuning:
     """Launch parameters with the largest tiles that are used at all."""
     narrow = dtype == torch.bfloat16
     if kernel == "scan_kernel":
@@ -81,6 +84,8 @@ def largest(kernel: str, dtype: torch.dtype, K: int, chunk: int, packed: bool, w
     if kernel == "states_kernel":
         if not narrow:
             return Tuning(128, 16, 4, 1)
+        if looks_back:  # segments fill the chip, and wait for loads and each other: the fewer programs, the better
+            return Tuning(64, 64, 4, 3)
         if forms_dv:  # few programs, and nothing but this goes back in time: two for a head
             return Tuning(32, 64, 4, 5)
         if packed:  # few programs, of the sequences that are cut: each waits for its loads

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from gla_ablate.ops.kernels import driver
-from gla_ablate.ops.kernels.call import Call, Segments
+from gla_ablate.ops.kernels.call import Call
 from gla_ablate.ops.kernels.common import CHANNEL
 from gla_ablate.ops.kernels.crossing import crossing_kernel
+from gla_ablate.ops.kernels.cutting import Segments
 from gla_ablate.ops.kernels.decay import survey_kernel
-from gla_ablate.ops.kernels.driver import Inner, Saved, gathered, shared_out
+from gla_ablate.ops.kernels.driver import Inner, gathered
+from gla_ablate.ops.kernels.passes import NOT_CUT, shared_out, states_programs
+from gla_ablate.ops.kernels.saved import Saved
 from gla_ablate.ops.kernels.states import states_kernel
 from gla_ablate.ops.kernels.tuning import pieces
 
@@ -79,12 +82,10 @@ def states(
     call = call if reverse else call.ungrouped
     made, end = call.new_states(call.heads), call.new_end(call.heads) if keep else None
     start = shared_out(start, call.group) if reverse else start
-    block = call.tuning(states_kernel)
     call.run(
-        states_kernel, call.sequences * pieces(call.shape[3], block.bk) * pieces(call.shape[4], block.bv),
-        b=write, x=x, decay=decay, value_decay=value_decay, start=start, borders=None, passed=None, states=made,
-        end=end, REVERSE=reverse, HAS_START=start is not None, CUT=False, ENDS=False, VALUED=True, STORE_END=keep,
-        DESC=False, DESC_X=False,
+        states_kernel, call.sequences * states_programs(call), **NOT_CUT, b=write, x=x, decay=decay,
+        value_decay=value_decay, start=start, states=made, end=end, REVERSE=reverse, HAS_START=start is not None,
+        ENDS=False, VALUED=True, STORE_END=keep, DESC=False, DESC_X=False,
     )  # fmt: skip
     return made, end
 
