@@ -43,6 +43,10 @@ SUMS = {"survey_kernel", "packing_kernel", "segments_kernel", "segments_kernel (
         (OTHERS, ("--shapes", "340M", "--kinds", "token", "--dtype", "float32")),
         (CHANNEL | CUT, ("--shapes", "1.3B", "--kinds", "channel", "--packed", "--tokens", "65500")),
         (NARROW, ("--shapes", "B8T1024H8D64", "--kinds", "head", "--chunk", "64")),
+        (
+            NARROW | {"packing_kernel"},  # whose segments look back
+            ("--shapes", "B8T1024H8D64", "--kinds", "none", "--chunk", "64", "--packed", "--tokens", "4096"),
+        ),
         (OTHERS | CUT, ("--shapes", "B8T1024H8D64", "--kinds", "token", "--packed", "--tokens", "65500")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
