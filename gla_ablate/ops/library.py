@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gla_ablate.ops.kernels import driver, valued
 from gla_ablate.ops.kernels.call import Call
+from gla_ablate.ops.kernels.saved import Saved, room
 
 Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -38,12 +39,12 @@ def forward_shapes(
 ) -> Kept:  # fmt: skip
     call = Call(q, k, v, g, cu_seqlens, scale, chunk)
     H, V = v.shape[2:]
-    saved = driver.room(call)._replace(states=call.new_states(H)) if save else None
+    saved = room(call)._replace(states=call.new_states(H)) if save else None
     return outputs(q, v.new_empty(*q.shape[:3], V), call.new_end(H) if keep_state else None, saved)
 
 
-def outputs(q: Tensor, o: Tensor, state: Tensor | None, saved: driver.Saved | None) -> Kept:
-    kept: list[Tensor | None] = [None] * len(driver.Saved._fields) if saved is None else list(saved)
+def outputs(q: Tensor, o: Tensor, state: Tensor | None, saved: Saved | None) -> Kept:
+    kept: list[Tensor | None] = [None] * len(Saved._fields) if saved is None else list(saved)
     if saved is not None and saved.decay is None:
         kept[2:4] = None, None  # read and write are q and k, which an operator mustn't return
     # an operator's schema has a fixed number of tensors, which mypy can't count here
@@ -57,7 +58,7 @@ def backward_kernels(
 ) -> Given:  # fmt: skip
     saved = None
     if states.dim() == 4:
-        saved = driver.Saved(scores, states, read, write, decay, halves, steep, sums, packing)
+        saved = Saved(scores, states, read, write, decay, halves, steep, sums, packing)
         if cu_seqlens is None:
             saved = saved._replace(packing=None)
         if decay.dim() == 1:

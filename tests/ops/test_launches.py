@@ -68,11 +68,12 @@ def test_narrow_heads_in_whole_tiles_take_fewer_kernels(
     kind: str, changes: dict[str, Any], kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    looked_back: set[str] = set()
+    looks_back: dict[bool, bool] = {}
 
     def launch(kernel: Any, *_: Any, **given: Any) -> None:
         seen.append(kernel.fn.__name__)
-        looked_back.update({seen[-1]} if given.get("LOOKS_BACK") else ())
+        if "LOOKS_BACK" in given:
+            looks_back[given["REVERSE"]] = given["LOOKS_BACK"]
 
     monkeypatch.setattr(calls, "launch", launch)
     case = replace(Case(kind=kind, T=20, H=1, K=24, V=20, chunk=64), **changes)
@@ -82,7 +83,7 @@ def test_narrow_heads_in_whole_tiles_take_fewer_kernels(
     o, _ = gated_linear_attention(q, k, v, g, cu_seqlens=packed, chunk_size=case.chunk, backend="triton")
     o.sum().backward()
     assert set(seen) - {"packing_kernel"} == KERNELS[kernels.removesuffix(", cut")]
-    assert looked_back == (set(seen) & {"scan_kernel", "states_kernel"} if kernels.endswith(", cut") else set())
+    assert looks_back == dict.fromkeys((False, True), kernels.endswith(", cut"))
     assert seen.count("packing_kernel") == bool(case.lengths)  # the backward pass takes what the forward found
 
 
@@ -284,6 +285,28 @@ def test_programs_take_turns_where_narrow_heads_have_few(kind: str, B: int, T: i
 def test_sequences_are_cut_where_their_programs_leave_the_chip_idle(B: int, T: int, K: int, each: int) -> None:
     q, v = (torch.empty(B, T, 4, n, device="meta", dtype=torch.bfloat16) for n in (K, K if K == 128 else 512))
     assert calls.Call(q, q, v, None, None, 1.0, 256).segments.each == each
+
+
+@pytest.mark.parametrize(
+    ("B", "T", "H", "K", "packed", "size"),
+    [
+        (8, 1024, 8, 64, True, 4),
+        (2, 4096, 8, 64, True, 4),
+        (16, 1024, 4, 32, False, 4),
+        (1, 8192, 8, 64, False, 8),
+        (1, 32768, 8, 64, False, 32),
+        (1, 131072, 1, 64, True, 12),  # 171 segments: more would look back at too many
+        (1, 131072, 1, 32, False, 13),
+        (8, 1024, 8, 64, False, None),  # whole: programs take turns
+        (16, 1024, 4, 128, True, None),  # of wider heads others find what they begin with
+    ],
+)
+def test_segments_of_narrow_heads_look_back(B: int, T: int, H: int, K: int, packed: bool, size: int | None) -> None:
+    B, T, offsets = (1, B * T, torch.empty(B + 1, device="meta")) if packed else (B, T, None)
+    q = torch.empty(B, T, H, K, device="meta", dtype=torch.bfloat16)
+    own = calls.Call(q, q, q, None, offsets, 1.0, 64)
+    assert own.looks_back == (size is not None)
+    assert size is None or own.segments.size == size
 
 
 def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(

@@ -218,9 +218,10 @@ class Call:
 
     @property
     def shortest(self) -> int:
-        """Tiles in a segment. Whole sequences of narrow heads rather have programs take turns."""
-        looks_back = self.narrow and (self.cu_seqlens is not None or self.shape[3] <= NARROW // 2)
-        return cutting.SHORTEST // 2 if looks_back else cutting.SHORTEST
+        """Tiles in a segment, the fewest. Those of narrow heads look back, which is soon done; but whole sequences of
+        more than 32 channels rather have programs take turns."""
+        brief = self.narrow and (self.cu_seqlens is not None or self.shape[3] <= NARROW // 2)
+        return cutting.SHORTEST // 2 if brief else cutting.SHORTEST
 
     @property
     def rows(self) -> dict[str, int]:
@@ -262,12 +263,13 @@ class Call:
     def segments(self) -> Segments:
         """How sequences are cut for the scan: where its programs, each a sequence, would leave most of a chip idle."""
         programs, tiles, multiple = self.heads * self.slices, pieces(self.shape[1], self.bt), self.chunk // self.bt
+        shortest = max(self.shortest, cutting.worth_looking_back(tiles)) if self.narrow else self.shortest
         if self.cu_seqlens is None:
             filled = 2 * FILLED if self.narrow and self.shape[3] <= NARROW // 2 else FILLED
             fewest = FEWEST if self.shape[3] <= 128 else 2
-            return cutting.cut_evenly(self.sequences, tiles, programs, filled, self.shortest, fewest, multiple)
+            return cutting.cut_evenly(self.sequences, tiles, programs, filled, shortest, fewest, multiple)
         filled = FILLED if self.shape[3] > 64 else 2 * FILLED  # smaller states leave room for a second program
-        return cutting.cut_packed(self.sequences, tiles, self.tiles, programs, filled, self.shortest, multiple)
+        return cutting.cut_packed(self.sequences, tiles, self.tiles, programs, filled, shortest, multiple)
 
     @cached_property
     def arguments(self) -> dict[str, Any]:

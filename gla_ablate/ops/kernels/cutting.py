@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from gla_ablate.ops.kernels.tuning import pieces
 
 FILLED = 132  # programs: one for each multiprocessor of an H100 or H200
-SHORTEST = 8  # tiles in a segment; in one that looks back, where that is soon done, half as many
+SHORTEST = 8  # tiles in a segment
 
 
 class Segments(NamedTuple):
@@ -20,6 +21,12 @@ class Segments(NamedTuple):
     each: int
     total: int
     inner: int
+
+
+def worth_looking_back(tiles: int) -> int:
+    """Tiles in a segment, so that one sequence of them all has 4 √tiles segments at most: to look back at one takes a
+    third as long as to go over a tile, and all of those before it are looked at."""
+    return math.isqrt(max(tiles - 1, 0)) // 4 + 1
 
 
 def cut_evenly(
@@ -41,7 +48,7 @@ def cut_packed(
     """Packed sequences, whose lengths are on the device: what alone would take longer than all, if they were evenly
     shared out, is cut. `most`: tiles that they have at most, of which each may have one that isn't full."""
     share = pieces(tiles * programs, filled)
-    size = pieces(max(pieces(share, 2), shortest), multiple) * multiple
+    size = pieces(max(pieces(share, 2), shortest, 2), multiple) * multiple  # there is no room for all of one tile
     long = max(share + share // 7, size + size // 2)
     if tiles <= long:
         return Segments(size, long, 1, sequences, 0)

@@ -1,8 +1,9 @@
-"""Segments of a sequence in one launch: a decoupled look-back (Merrill and Garland, 2016).
+"""Segments of a sequence in one launch, in the manner of the decoupled look-back of Merrill and Garland (2016).
 
 Each goes over its tiles from a state of zero, publishes what it would end with, and begins anew with what all that come
-before it have published. Nobody waits before having published, and programs begin in the order of their numbers: no
-program waits for one that can't run.
+before it have published: theirs also publishes sums, which here would make one wait for another. Nobody waits before
+having published, and a program waits for lower numbers alone. That these begin no later CUDA doesn't promise, but chips
+hold it and other libraries rely on it; else numbers would have to be drawn (`atomic_add`).
 """
 
 from __future__ import annotations

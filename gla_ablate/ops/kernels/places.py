@@ -45,7 +45,8 @@ def entering(
     REVERSE: tl.constexpr, HAS_START: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
     """Where the state `[K, V]` is that a segment begins with, and whether it isn't zero: between segments it comes from
-    `borders` `[rows, HB, K, V]`, at the sequence's border from start `[N, HB, K, V]`."""
+    `borders` `[rows, HB, K, V]`, at the sequence's border from start `[N, HB, K, V]`. Not CUT, all begin with start,
+    from which those that look back go on."""
     inner = stop < n_tiles if REVERSE else begin > 0
     p, known = 0, True
     if HAS_START:

@@ -32,7 +32,9 @@ class Saved(NamedTuple):
 def room(call: Call) -> Saved:
     """Memory for all of `Saved` but the states."""
     _, _, H, K, _ = call.shape
-    scores = call.new(0) if call.own_scores else new_scores(call)
+    scores = call.new(0)
+    if not call.own_scores:
+        scores = call.new(call.tiles, call.heads, call.bt, call.bt, dtype=torch.float32 if call.valued else None)
     packing = None if call.cu_seqlens is None else call.memory
     if call.kind != CHANNEL:
         return Saved(scores, None, call.q, call.k, None, None, None, None, packing)
@@ -42,7 +44,3 @@ def room(call: Call) -> Saved:
     steep = call.new(call.tiles, H, dtype=torch.int32)
     sums = call.new(call.matrices, call.bt, call.bt)
     return Saved(scores, None, qg, kg, decay, halves, steep, sums, packing)
-
-
-def new_scores(call: Call) -> Tensor:
-    return call.new(call.tiles, call.heads, call.bt, call.bt, dtype=torch.float32 if call.valued else None)

@@ -103,6 +103,7 @@ def states_kernel(
     NK: tl.constexpr = (K + BK - 1) // BK
     NV: tl.constexpr = (V + BV - 1) // BV
     TILED: tl.constexpr = GATE == _CHANNEL
+    tl.static_assert(not LOOKS_BACK or not (CUT or ENDS or VALUED or TILED))
     pid = tl.program_id(0)
     i_k, i_v, i_b, i = pid % NK, (pid // NK) % NV, (pid // (NK * NV)) % HB, pid // (NK * NV * HB)
     i_n, begin, stop, row = segment_at(i, segments, SEG, NSEG, NT, VARLEN)
