@@ -1,4 +1,4 @@
-"""What every launch needs: the sizes of a call of the op, its numerics, and a way to a compiled kernel."""
+"""What every launch of the op needs: the sizes of a call, its numerics, and where its tiles lie."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import torch
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.jit import JITFunction
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gla_ablate.ops.kernels import cutting
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, NONE, TOKEN
 from gla_ablate.ops.kernels.cutting import FILLED, Segments
+from gla_ablate.ops.kernels.launching import launch
 from gla_ablate.ops.kernels.packing import packing_kernel
 from gla_ablate.ops.kernels.scan import scan_kernel
 from gla_ablate.ops.kernels.states import states_kernel
@@ -25,43 +24,6 @@ BUSY = 512  # programs: about what a chip runs at a time
 NARROW = 64  # channels of q and k that a program takes at once
 FEWEST = 3  # segments that are worth going over a sequence twice; of states of more than 128 channels, 2
 TABLES = {"tiles": 8, "tile_base": 1, "chunk_base": 1, "segments": 4, "own_segments": 3}  # numbers of 32 bits a row
-_compiled: dict[tuple[Any, ...], Any] = {}
-
-
-def trait(x: Any, parameter: Any) -> Any:
-    """What Triton compiles for: the value of a constant, and of other arguments their type and how they are aligned."""
-    if parameter.is_constexpr:
-        return x
-    if x is None or isinstance(x, float):
-        return None
-    if isinstance(x, Tensor):
-        return x.dtype, x.data_ptr() % 16 == 0
-    if isinstance(x, TensorDescriptor):
-        return x.base.dtype, *x.block_shape
-    return x >= 2**31, parameter.do_not_specialize or (x == 1, x % 16 == 0)
-
-
-def launch(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
-    """Every launch of the package passes here, which is where tests look on.
-
-    `arguments` are the kernel's, in its order, and then options. Triton takes longer to find the compiled kernel anew
-    than many a kernel runs, so it is remembered: under `key`, which must tell any two calls apart that Triton would
-    compile apart, or under all that it compiles for.
-    """
-    if grid == 0:
-        return
-    if not isinstance(kernel, JITFunction):  # the interpreter's, which compiles nothing, and takes any order
-        assert [*arguments][: len(kernel.arg_names)] == [*kernel.arg_names], kernel.arg_names
-        kernel[(grid,)](**arguments)
-        return
-    values = tuple(arguments.values())
-    n = len(kernel.params)
-    found = (kernel, key or (torch.cuda.current_device(), values[n:], *map(trait, values, kernel.params)))
-    compiled = _compiled.get(found)
-    if compiled is None:
-        _compiled[found] = kernel[(grid,)](**arguments)
-    else:
-        compiled[grid, 1, 1](*values[:n])
 
 
 @dataclass(frozen=True)
@@ -217,11 +179,15 @@ class Call:
         return self.new(self.sequences, heads, *self.shape[3:], dtype=torch.float32)
 
     @property
+    def brief(self) -> bool:
+        """Whether segments may be half as long, for programs two of which share a multiprocessor: those of narrow heads
+        look back, which is soon done; but whole sequences of more than 32 channels rather have programs take turns."""
+        return self.narrow and (self.cu_seqlens is not None or self.shape[3] <= NARROW // 2)
+
+    @property
     def shortest(self) -> int:
-        """Tiles in a segment, the fewest. Those of narrow heads look back, which is soon done; but whole sequences of
-        more than 32 channels rather have programs take turns."""
-        brief = self.narrow and (self.cu_seqlens is not None or self.shape[3] <= NARROW // 2)
-        return cutting.SHORTEST // 2 if brief else cutting.SHORTEST
+        """Tiles in a segment, the fewest."""
+        return cutting.SHORTEST // 2 if self.brief else cutting.SHORTEST
 
     @property
     def rows(self) -> dict[str, int]:
@@ -265,7 +231,7 @@ class Call:
         programs, tiles, multiple = self.heads * self.slices, pieces(self.shape[1], self.bt), self.chunk // self.bt
         shortest = max(self.shortest, cutting.worth_looking_back(tiles)) if self.narrow else self.shortest
         if self.cu_seqlens is None:
-            filled = 2 * FILLED if self.narrow and self.shape[3] <= NARROW // 2 else FILLED
+            filled = 2 * FILLED if self.brief else FILLED
             fewest = FEWEST if self.shape[3] <= 128 else 2
             return cutting.cut_evenly(self.sequences, tiles, programs, filled, shortest, fewest, multiple)
         filled = FILLED if self.shape[3] > 64 else 2 * FILLED  # smaller states leave room for a second program

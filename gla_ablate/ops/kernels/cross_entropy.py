@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gla_ablate.ops.kernels.call import launch
+from gla_ablate.ops.kernels.launching import launch
 
 BLOCK, WARPS = 4096, 8
 

@@ -67,11 +67,10 @@ def between(
     if not call.looks_back:
         return NOT_CUT | {"borders": borders(call, saved, x, start, reverse), "CUT": True}
     inner, (K, V) = call.segments.inner, call.shape[3:]
-    return {
+    return NOT_CUT | {
         "borders": call.new(inner, heads, V, K, dtype=torch.float32),
         "passed": None if call.kind == NONE else call.new(inner, heads, dtype=torch.float32),
         "flags": call.new(inner, heads, programs, dtype=torch.int32).zero_(),
-        "CUT": False,
         "LOOKS_BACK": True,
     }
 
@@ -83,9 +82,10 @@ def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: 
     inner, (K, V) = call.segments.inner, call.shape[3:]
     made = call.new(inner, call.heads, K, V, dtype=torch.float32)
     passed = call.new(inner, call.heads, K, dtype=torch.float32) if call.kind == CHANNEL else None
+    ends = NOT_CUT | {"borders": made, "passed": passed}
     states_pass(
-        call, saved.read if reverse else saved.write, x, saved.decay, start=None, **{**NOT_CUT, "borders": made,
-        "passed": passed}, states=None, end=None, REVERSE=reverse, HAS_START=False, ENDS=True, STORE_END=False,
+        call, saved.read if reverse else saved.write, x, saved.decay, start=None, **ends, states=None, end=None,
+        REVERSE=reverse, HAS_START=False, ENDS=True, STORE_END=False,
     )  # fmt: skip
     block = call.tuning(segments_kernel)
     call.run(

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gla_ablate.ops.kernels.call import launch
 from gla_ablate.ops.kernels.common import CHANNEL, NONE, TOKEN
+from gla_ablate.ops.kernels.launching import launch
 from gla_ablate.ops.kernels.tuning import pieces, tile
 
 _NONE = tl.constexpr(NONE)
