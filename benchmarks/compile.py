@@ -56,10 +56,10 @@ INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+(?:
 
 
 def launches(
-    given: list[torch.Tensor], chunk: int, packed: bool = False, values: bool = False
+    given: list[torch.Tensor], chunk: int, packed: bool = False, values: bool = False, learned: bool = True
 ) -> list[tuple[Any, dict[str, Any]]]:
     """What a forward and a backward pass on `given` q, k, v[, g] would launch; `packed`: on two sequences a row;
-    `values`: with a gate on them."""
+    `values`: with a gate on them; not `learned`: the gate gets no gradient."""
     q, k, v, *gate = given
     g = gate[0] if gate else None
     offsets = None
@@ -72,10 +72,10 @@ def launches(
         if values:
             gv = torch.zeros_like(v, dtype=torch.float32)
             valued.forward(q, k, v, g, gv, None, offsets, 1.0, chunk, True)
-            valued.backward(q, k, v, g, gv, None, offsets, torch.empty_like(v), None, 1.0, chunk, True)
+            valued.backward(q, k, v, g, gv, None, offsets, torch.empty_like(v), None, 1.0, chunk, learned)
             return [(kernel, arguments) for kernel, _, arguments in seen]
         _, _, saved = driver.forward(q, k, v, g, None, offsets, 1.0, chunk, False, True)
-        driver.backward(q, k, v, g, None, offsets, saved, torch.empty_like(v), None, 1.0, chunk)
+        driver.backward(q, k, v, g, None, offsets, saved, torch.empty_like(v), None, 1.0, chunk, learned)
     return [(kernel, arguments) for kernel, _, arguments in seen]
 
 
@@ -118,9 +118,8 @@ def disassembled(cubin: bytes) -> tuple[int, collections.Counter[str]]:
 def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Compile for sm_90. Raises what Triton raises."""
     types, constants, aligned = signature(kernel, arguments)
-    options = {
-        name: arguments.get(name, default) for name, default in (("num_warps", 4), ("num_stages", 3))
-    }  # Triton's
+    options = {"num_warps": 4, "num_stages": 3}  # Triton's own
+    options |= {name: arguments[name] for name in (*options, "maxnreg") if name in arguments}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     registers, code = disassembled(made.asm["cubin"])
@@ -137,14 +136,12 @@ def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def variants(
-    given: list[torch.Tensor], chunk: int, vary: list[str], packed: bool = False, values: bool = False
-) -> list[Launch]:
-    """What ships, and the kernels to `vary` with every candidate of `tune.py`; none twice."""
-    found = [("ships", *launch) for launch in launches(given, chunk, packed, values)]
+def variants(given: list[torch.Tensor], chunk: int, vary: list[str], **how: bool) -> list[Launch]:
+    """What ships, and the kernels to `vary` with every candidate of `tune.py`; none twice. `how`: as `launches`."""
+    found = [("ships", *launch) for launch in launches(given, chunk, **how)]
     for name, choice in [(kernel, choice) for kernel in vary for choice in tune.candidates(kernel)]:
         with tune.tuned(name, choice):
-            own = [launch for launch in launches(given, chunk, packed, values) if launch[0].fn.__name__ == name]
+            own = [launch for launch in launches(given, chunk, **how) if launch[0].fn.__name__ == name]
         found += [("", *launch) for launch in own]
     seen: set[Any] = set()
     kept = []
@@ -165,9 +162,11 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=128, choices=CHUNK_SIZES, help="chunk size")
     parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
     parser.add_argument("--packed", action="store_true", help="the same tokens as packed sequences")
+    parser.add_argument("--fixed", action="store_true", help="without the gradient of the gate")
     parser.add_argument("--values", action="store_true", help="with a gate on values")
     parser.add_argument("--candidates", action="store_true", help="compile what tune.py would time, too")
     options = parser.parse_args(given)
+    how = {"packed": options.packed, "values": options.values, "learned": not options.fixed}
     few = {
         "survey_kernel",
         "states_kernel",
@@ -187,7 +186,7 @@ def main(given: list[str] | None = None) -> int:
         q, k, v, *gate = inputs(shape, kind, "usual", "cpu")
         given = [*(x.to(getattr(torch, options.dtype)) for x in (q, k, v)), *gate]
         vary = tune.kernels_of(kind) if options.candidates else []
-        for note, kernel, arguments in variants(given, options.chunk, vary, options.packed, options.values):
+        for note, kernel, arguments in variants(given, options.chunk, vary, **how):
             if options.kernels and kernel.fn.__name__ not in options.kernels:
                 continue
             title = kernel.fn.__name__ + (" (reversed)" if arguments.get("REVERSE") else "")

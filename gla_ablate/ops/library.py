@@ -45,7 +45,7 @@ def forward_shapes(
 
 def outputs(q: Tensor, o: Tensor, state: Tensor | None, saved: Saved | None) -> Kept:
     kept: list[Tensor | None] = [None] * len(Saved._fields) if saved is None else list(saved)
-    if saved is not None and saved.decay is None:
+    if saved is not None and saved.read is q:
         kept[2:4] = None, None  # read and write are q and k, which an operator mustn't return
     # an operator's schema has a fixed number of tensors, which mypy can't count here
     return o, *(nothing(q) if x is None else x for x in (state, *kept))  # type: ignore[return-value]
@@ -61,8 +61,10 @@ def backward_kernels(
         saved = Saved(scores, states, read, write, decay, halves, steep, sums, packing)
         if cu_seqlens is None:
             saved = saved._replace(packing=None)
+        if read.dim() == 1:
+            saved = saved._replace(read=q, write=k, halves=None, steep=None, sums=None)
         if decay.dim() == 1:
-            saved = saved._replace(read=q, write=k, decay=None, halves=None, steep=None, sums=None)
+            saved = saved._replace(decay=None)
     dq, dk, dv, dg, d_start = driver.backward(
         q, k, v, g, initial_state, cu_seqlens, saved, do, d_state, scale, chunk, learned
     )

@@ -62,6 +62,13 @@ def test_what_ships_compiles(kernels, arguments):
         assert int(waits) <= int(hgmma) and int(spills) < int(instructions) / 10
 
 
+def test_without_the_gates_gradient_three_programs_share_a_multiprocessor():
+    """Of packed sequences, too, whose two ways would take more registers than that leaves."""
+    done = run("--shapes", "340M", "--kinds", "head", "--packed", "--fixed", "--kernels", "gradient_kernel")
+    registers, _shared, programs, *_ = rows(done.stdout)["gradient_kernel"][-9:]
+    assert (int(registers), int(programs)) == (168, 3)
+
+
 def test_what_needs_more_memory_than_there_is_fails():
     program = "import sys; sys.argv[0] = 'compile.py'; import compile as it; it.SHARED = 1024; sys.exit(it.main())"
     path = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); "

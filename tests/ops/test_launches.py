@@ -103,7 +103,11 @@ def test_a_gate_without_channels_is_never_widened(kind: str, launches: list[tupl
     B, T, H, K = CASE.B, CASE.T, CASE.H, CASE.K
     inputs = {x.data_ptr() for x in (q, k)}
     for name, arguments in launches:
-        assert arguments.get("decay") is None
+        if kind == "token" and arguments.get("decay") is not None:
+            rows = B * -(-T // CASE.chunk) * CASE.chunk  # of tiles, which are chunks here
+            assert arguments["decay"].numel() == 2 * rows * H
+        else:
+            assert arguments.get("decay") is None
         if isinstance(arguments.get("dg"), Tensor):
             assert arguments["dg"].numel() <= B * T * H * -(-K // 16)
         if isinstance(arguments.get("g"), Tensor):
@@ -182,9 +186,7 @@ def test_the_first_look_finds_what_the_first_channels_show(
     assert found["prepare_kernel"].unique().tolist() == [steep]
 
 
-def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_scalar_gate_takes_three_numbers_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     real = calls.Call.new
 
@@ -201,9 +203,10 @@ def test_the_largest_buffer_of_a_scalar_gate_is_no_larger_than_without_a_gate(
         total[kind] = sum(sizes)
     B, T, H, K = CASE.B, CASE.T, CASE.H, CASE.K
     per_row = B * T * H * 4
-    flow = B * -(-T // CASE.chunk) * H * K * 4
-    assert total["token"] - total["none"] <= per_row * -(-K // 16) + flow
-    assert total["head"] - total["none"] <= per_row * -(-K // 16) + flow
+    tiles = B * -(-T // CASE.chunk)  # which are chunks here
+    flow = tiles * H * K * 4
+    assert total["token"] - total["none"] == per_row + 2 * tiles * CASE.chunk * H * 4 + flow  # dg, decay
+    assert total["head"] - total["none"] == tiles * H * 4 + flow
     assert total["channel"] - total["none"] > per_row * K
 
 

@@ -316,13 +316,15 @@ class Call:
         tiles = pieces(self.shape[1], self.bt) if self.cu_seqlens is None else self.tiles // self.sequences
         return 2 * programs > FILLED or min(FILLED // programs, tiles // cutting.SHORTEST) >= FEWEST
 
-    def run(self, kernel: Any, grid: int, **own: Any) -> None:
-        """Launches `grid` programs a query head with its `own` arguments and, for names left out, those of the call."""
-        self.launch(kernel, grid * self.heads, **own)
+    def run(self, kernel: Any, grid: int, registers: int | None = None, **own: Any) -> None:
+        """Launches `grid` programs a query head with its `own` arguments and, for names left out, those of the call;
+        `registers`, if any: the most a thread may have."""
+        self.launch(kernel, grid * self.heads, registers, **own)
 
-    def launch(self, kernel: Any, grid: int, **own: Any) -> None:
+    def launch(self, kernel: Any, grid: int, registers: int | None = None, **own: Any) -> None:
         most = self.tuning(kernel)
         known = {**self.arguments, "BK": most.bk, "BV": most.bv, "STAGES": most.num_stages, **own}
         given = {name: known[name] for name in kernel.arg_names}
-        key = self.key and (self.key, most, *(x for x in own.values() if isinstance(x, bool)))
-        launch(kernel, grid, key, **given, num_warps=most.num_warps, num_stages=most.num_stages)
+        key = self.key and (self.key, most, registers, *(x for x in own.values() if isinstance(x, bool)))
+        options = {"num_warps": most.num_warps, "num_stages": most.num_stages}
+        launch(kernel, grid, key, **given, **options, **({} if registers is None else {"maxnreg": registers}))

@@ -4,7 +4,7 @@ Vocabulary. A *chunk* is the user's `chunk_size` C of tokens, at whose borders s
 program works on: BT = min(C, 64) rows of a sequence; a chunk has TPC = C / BT of them (fp32 operands: C and BT ≤ 32);
 `i_t` counts tiles over all sequences, `i_s` inside one. Decays are log2 sums in fp32, each outward from its anchor
 (see `gla_ablate.ops.chunkwise`), so exp2 never sees a difference of running sums. `prefix` of row i: g over the tile's
-rows up to and with i; `suffix`: over those after i.
+rows up to and with i; `suffix`: over those after i; `into` and `out`: what these let through.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def head_gate(g, i_h):
 
 @triton.jit
 def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
-    """prefix, suffix `[BT]` of a tile, for gates without channels."""
+    """into, out `[BT]` of a tile, for gates without channels."""
     o_i = tl.arange(0, BT)
     if GATE == _HEAD:
         b_g = head_gate(g, i_h)
@@ -67,19 +67,53 @@ def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GAT
         # the rows shifted by one, so that the sum from the end leaves the row itself out without a subtraction
         after = (o_i + 1 < BT) & (o_t + 1 < length)
         suffix = tl.cumsum(tl.load(p_g + H, mask=after, other=0.0) * LOG2E, reverse=True)
-    return prefix, suffix
+    return tl.exp2(prefix), tl.exp2(suffix)
 
 
 @triton.jit
-def tile_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
-    """What a whole tile lets through, for gates without channels; 1 for others."""
+def keep_row_decay(g, decay, i_t, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
+    """Puts `row_decay` of a tile where `kept_row_decay` finds it."""
+    into, out = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+    p = decay + (i_t.to(tl.int64) * H + i_h) * 2 * BT + tl.arange(0, BT)
+    tl.store(p, into)
+    tl.store(p + BT, out)
+
+
+@triton.jit
+def kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
+    """`row_decay`; a token's from decay `[tiles, H, 2, BT]`: to sum it tile by tile is what a scan would wait for. Past
+    a sequence's last tile that of the last."""
     if GATE == _TOKEN:
-        o_t = i_s * BT + tl.arange(0, BT)
-        d = tl.exp2(tl.sum(tl.load(g + (first + o_t) * H + i_h, mask=o_t < length, other=0.0) * LOG2E))
+        # there may be no memory there, and with a mask a scan has two more instructions a row
+        beyond = tl.maximum(i_s - tl.maximum(tl.cdiv(length, BT) - 1, 0), 0)
+        p = decay + ((i_t - beyond).to(tl.int64) * H + i_h) * 2 * BT + tl.arange(0, BT)
+        into, out = tl.load(p), tl.load(p + BT)
+    else:
+        into, out = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+    return into, out
+
+
+@triton.jit
+def tile_decay(g, into, i_s, length, i_h, BT: tl.constexpr, GATE: tl.constexpr):
+    """What a whole tile lets through, for gates without channels; 1 for others."""
+    if GATE == _TOKEN:  # as much as into its last row: past a sequence's end nothing decays
+        last = tl.arange(0, BT) == BT - 1
+        d = tl.where(i_s * BT < length, tl.sum(tl.where(last, into, 0.0)), 1.0)
     elif GATE == _HEAD:
         d = tl.exp2(head_gate(g, i_h) * tl.maximum(tl.minimum(length - i_s * BT, BT), 0))
     else:
         d = 1.0
+    return d
+
+
+@triton.jit
+def kept_tile_decay(g, decay, i_t, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
+    """`tile_decay`; a token's from where `kept_row_decay` finds it."""
+    if GATE == _TOKEN:
+        last = decay + (i_t.to(tl.int64) * H + i_h) * 2 * BT + BT - 1
+        d = tl.load(last, mask=i_s * BT < length, other=1.0)
+    else:
+        d = tile_decay(g, 1.0, i_s, length, i_h, BT, GATE)
     return d
 
 

@@ -32,17 +32,19 @@ from gla_ablate.ops.kernels.saved import Saved, room
 from gla_ablate.ops.kernels.scores import scores_kernel
 from gla_ablate.ops.kernels.tuning import pieces
 
+AT_MOST = 168  # registers a thread, of three programs of four warps that share a multiprocessor
+
 
 def prepare(call: Call) -> Saved:
     """All of `Saved` but the states."""
     saved = room(call)
     if call.kind != CHANNEL:
         if not call.own_scores:
-            call.run(scores_kernel, call.tiles, scores=saved.scores)
+            call.run(scores_kernel, call.tiles, scores=saved.scores, decay=saved.decay)
         return saved
     assert call.g is not None
     call.launch(survey_kernel, call.matrices + call.tiles * call.shape[2], sums=saved.sums, steep=saved.steep)
-    kept = {"decay": saved.decay, "halves": saved.halves, "scores": saved.scores, "steep": saved.steep}
+    kept: dict[str, Any] = {"decay": saved.decay, "halves": saved.halves, "scores": saved.scores, "steep": saved.steep}
     for kernel in (prepare_kernel, steep_prepare_kernel):
         n = call.half if kernel is steep_prepare_kernel else call.bt
         size = call.shape[3], n, call.tuning(kernel).bk
@@ -202,9 +204,12 @@ def gradients(
         both = kernel is not steep_gradient_kernel and call.q.dtype == torch.bfloat16
         if out_too := call.whole or both:
             given |= rows(call, kernel, n, **out)
+        # the two ways without the gate's gradient would take a few more than leave room for a third program
+        registers = AT_MOST if both and not (call.whole or learned or call.kind == CHANNEL) else None
         arguments = engine(call, kernel, given)
         arguments |= {f"{name}_rows": None if call.whole else x for name, x in out.items()}
-        call.run(kernel, programs(call, kernel, n), **{**out, **arguments}, OUT=out_too and arguments["DESC"], **kept)
+        arguments = {**out, **arguments, **kept, "OUT": out_too and arguments["DESC"]}
+        call.run(kernel, programs(call, kernel, n), registers, **arguments)
     if not every:
         return out["dq"], out["dq"], None
     return out["dq"], gathered(out["dk"], call.group), in_its_shape(call, dg)

@@ -56,11 +56,10 @@ def tile_gradient(
     row = first + i_s * BT
     b_a, b_self = scores_gradient(da, tile, BT)
     b_a = tl.where(o_i[:, None] < o_i[None, :], b_a, 0.0)
-    prefix, suffix = o_i * 0.0, o_i * 0.0
+    into, out = tl.full([BT], 1.0, dtype=tl.float32), tl.full([BT], 1.0, dtype=tl.float32)
     if GATE != _NONE:
         b_a *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, True))
-        prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
-    into, out = tl.exp2(prefix)[None, :], tl.exp2(suffix)[None, :]
+        into, out = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
     pairs = parts(b_a, DTYPE)  # [j, i]
     zero = tl.zeros([BK, BT], dtype=tl.float32)
     b_z = zero
@@ -71,7 +70,7 @@ def tile_gradient(
         m_k = o_k < K
         b_k = across(k, row, col_k, H * K, m_t, m_k, DESC, FULL)
         b_u = product((b_k.to(DTYPE),), pairs, zero, PRECISION)
-        b_u += beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * into
+        b_u += beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * into[None, :]
         b_dq = (b_u + b_self * b_k.to(tl.float32)) * scale
         store(dq, tl.trans(b_dq), row, col, HQ * K, m_t, m_k, OUT)
         b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, FULL)
@@ -79,13 +78,13 @@ def tile_gradient(
         b_q = b_q.to(tl.float32) * scale
         if LEARNED:
             b_z += b_q * b_u - b_k.to(tl.float32) * b_l
-        b_y = beside(y, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * out
+        b_y = beside(y, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * out[None, :]
         if LEARNED:
             begun += tl.sum(b_k.to(tl.float32) * b_y, axis=0)
             passed += tl.load(flow + tile * K + o_k, mask=m_k, other=0.0)
         store(dk, tl.trans(b_l + b_y + b_self * b_q), row, col, HQ * K, m_t, m_k, OUT)
     if LEARNED:
-        b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        b_f = tl.sum(passed) * tile_decay(g, into, i_s, length, i_h, BT, GATE)
         # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
         ended = tl.sum(b_z, axis=0)
         from_it_on = o_i[None, :] >= o_i[:, None]

@@ -62,9 +62,9 @@ def narrow_gradient_kernel(
         m_t = i_s * BT + o_i < length
         b_q = block(q, row, i_q * K, HQ * K, m_t, m_k, False)
         b_k = block(k, row, i_h * K, H * K, m_t, m_k, False)
-        prefix, suffix = 0.0, 0.0
+        into, out = 1.0, 1.0
         if GATE != _NONE:
-            prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+            into, out = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
         b_w = 0.0
         if VALUES:
             b_w = tl.zeros([BT, BT], dtype=tl.float32)  # [j, i]
@@ -85,7 +85,7 @@ def narrow_gradient_kernel(
                 acc = tl.zeros([BT, BV], dtype=tl.float32)
                 acc = tl.dot(b_k.to(DTYPE), tl.trans(b_dh.to(DTYPE)), acc, input_precision=PRECISION)
                 if GATE != _NONE:
-                    acc *= tl.exp2(suffix)[:, None]
+                    acc *= out[:, None]
                 acc = tl.dot(b_w, b_do, acc, input_precision=PRECISION)
                 store(dv, acc, row, i_q * V + i_v * BV, HQ * V, m_t, m_v, False)
             b_x = tl.dot(tl.trans(b_h.to(DTYPE)), tl.trans(b_do), b_x, input_precision=PRECISION)
@@ -97,8 +97,8 @@ def narrow_gradient_kernel(
         b_a = tl.where(o_i[:, None] < o_i[None, :], b_a, 0.0)
         if GATE != _NONE:
             b_a *= tl.exp2(head_matrix(g, first, i_s, length, i_h, H, BT, GATE, True))
-            b_x *= tl.exp2(prefix)[None, :]
-            b_y *= tl.exp2(suffix)[None, :]
+            b_x *= into[None, :]
+            b_y *= out[None, :]
         pairs = parts(b_a, DTYPE)
         b_q, b_k = tl.trans(b_q), tl.trans(b_k)
         b_u = product((b_k.to(DTYPE),), pairs, b_x, PRECISION)
@@ -107,7 +107,7 @@ def narrow_gradient_kernel(
         store(dq, tl.trans((b_u + b_self * b_k) * scale), row, i_q * K, HQ * K, m_t, m_k, False)
         store(dk, tl.trans(b_l + b_y + b_self * b_q), row, i_q * K, HQ * K, m_t, m_k, False)
         if LEARNED:
-            b_f = tl.sum(passed) * tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+            b_f = tl.sum(passed) * tile_decay(g, into, i_s, length, i_h, BT, GATE)
             # over row t: what is read from it on, less what its own tile wrote from it on; what leaves from before it
             ended, begun = tl.sum(b_q * b_u - b_k * b_l, axis=0), tl.sum(b_k * b_y, axis=0)
             from_it_on = o_i[None, :] >= o_i[:, None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gla_ablate.ops.kernels.call import Call
-from gla_ablate.ops.kernels.common import CHANNEL, NONE
+from gla_ablate.ops.kernels.common import CHANNEL, NONE, TOKEN
 from gla_ablate.ops.kernels.descriptors import describe
 from gla_ablate.ops.kernels.saved import Saved
 from gla_ablate.ops.kernels.scan import scan_kernel
@@ -81,7 +81,8 @@ def borders(call: Call, saved: Saved, x: Tensor, start: Tensor | None, reverse: 
         call = call.ungrouped  # query heads have no part in it
     inner, (K, V) = call.segments.inner, call.shape[3:]
     made = call.new(inner, call.heads, K, V, dtype=torch.float32)
-    passed = call.new(inner, call.heads, K, dtype=torch.float32) if call.kind == CHANNEL else None
+    shape = {CHANNEL: (K,), TOKEN: ()}.get(call.kind)
+    passed = None if shape is None else call.new(inner, call.heads, *shape, dtype=torch.float32)
     ends = NOT_CUT | {"borders": made, "passed": passed}
     states_pass(
         call, saved.read if reverse else saved.write, x, saved.decay, start=None, **ends, states=None, end=None,

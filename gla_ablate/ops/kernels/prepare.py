@@ -50,17 +50,16 @@ def prepare_kernel(
     i_q, i_t = pid % HQ, pid // HQ
     i_h = i_q // GROUP
     i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
-    if i_s * BT >= length:
-        return
-    o_i = tl.arange(0, BT)
-    m_t = i_s * BT + o_i < length
-    m_i = o_i < BT
-    row = first + i_s * BT
     tile, own = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
     # in a group another program may be writing it, and the warps of this one must not disagree
-    if GROUP == 1:  # noqa: SIM102 (known when compiled)
-        if tl.load(steep + tile) != 0:
-            return
+    done_over = tl.load(steep + tile) != 0 if GROUP == 1 else False
+    if (i_s * BT >= length) | done_over:
+        return
+    o_i = tl.arange(0, BT)
+    left = tl.minimum(length - i_s * BT, BT)
+    m_t = o_i < left
+    m_i = o_i < BT
+    row = first + i_s * BT
     middle = matrix(sums, LEVELS + 2, BT, BT)
     acc = tl.zeros([BT, BT], dtype=tl.float32)
     beyond = 0

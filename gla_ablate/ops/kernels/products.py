@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import CHANNEL, NONE, chunk_of, locate, row_decay, store, tile_decay
+from gla_ablate.ops.kernels.common import CHANNEL, NONE, chunk_of, kept_row_decay, kept_tile_decay, locate, store
 
 _NONE = tl.constexpr(NONE)
 _CHANNEL = tl.constexpr(CHANNEL)
@@ -53,10 +53,10 @@ def factors(
         b_q = tl.load(read + p_q, mask=m, other=0.0).to(tl.float32) * scale
         b_k = tl.load(write + p_k, mask=m, other=0.0).to(tl.float32)
         if GATE != _NONE:
-            prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
-            b_q *= tl.exp2(prefix)[None, :]
-            b_k *= tl.exp2(suffix)[None, :]
-        d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+            into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
+            b_q *= into[None, :]
+            b_k *= out[None, :]
+        d = kept_tile_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
     one = ((b_q.to(DTYPE), b_k.to(DTYPE), d),)
     if n == 1:
         return one

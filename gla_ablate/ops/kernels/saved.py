@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from gla_ablate.ops.kernels.call import Call
-from gla_ablate.ops.kernels.common import CHANNEL
+from gla_ablate.ops.kernels.common import CHANNEL, TOKEN
 
 
 class Saved(NamedTuple):
     """What a forward pass knows and the backward pass needs: the scores `[tiles, HQ, BT, BT]` (empty where scans form
     their own), the states `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's
     borders, `[tiles, HQ, BT, K]` and `[tiles, H, BT, K]`, what whole tiles and their halves let through, `[tiles, H,
-    K]` and `[tiles, H, 2, K]`, which tiles are steep, and the matrices of `survey_kernel`; where packed sequences lie,
-    as `Call.memory` holds it. HQ: the heads of q."""
+    K]` and `[tiles, H, 2, K]`, which tiles are steep, and the matrices of `survey_kernel`; as `decay` for gates a token
+    what `kept_row_decay` takes, `[tiles, H, 2, BT]`; where packed sequences lie, as `Call.memory` holds it. HQ: the
+    heads of q."""
 
     scores: Tensor
     states: Tensor | None
@@ -37,7 +38,8 @@ def room(call: Call) -> Saved:
         scores = call.new(call.tiles, call.heads, call.bt, call.bt, dtype=torch.float32 if call.valued else None)
     packing = None if call.cu_seqlens is None else call.memory
     if call.kind != CHANNEL:
-        return Saved(scores, None, call.q, call.k, None, None, None, None, packing)
+        decay = call.new(call.tiles, H, 2, call.bt, dtype=torch.float32) if call.kind == TOKEN else None
+        return Saved(scores, None, call.q, call.k, decay, None, None, None, packing)
     qg, kg = call.new(call.tiles, call.heads, call.bt, K), call.new(call.tiles, H, call.bt, K)
     decay = call.new(call.tiles, H, K, dtype=torch.float32)
     halves = call.new(call.tiles, H, 2, K, dtype=torch.float32)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, head_matrix, row_decay, store, tile_decay
+from gla_ablate.ops.kernels.common import (
+    CHANNEL,
+    NONE,
+    block,
+    head_matrix,
+    kept_row_decay,
+    kept_tile_decay,
+    store,
+    tile_decay,
+)
 from gla_ablate.ops.kernels.lookback import in_order, look_back, publish
 from gla_ablate.ops.kernels.places import entering, segment_at, sequence_at
 from gla_ablate.ops.kernels.states import weighed
@@ -91,6 +100,8 @@ def tile_step(
     NS: tl.constexpr = (K + BK - 1) // BK
     TILED: tl.constexpr = GATE == _CHANNEL
     MASK: tl.constexpr = DESC and not TILED and not DESC_X  # a tile's last rows may be another sequence's
+    ROWS: tl.constexpr = GATE != _NONE and not TILED
+    LATE: tl.constexpr = NS > 1  # the state leaves no registers to keep the decay of rows in
     i_h = i_q // GROUP
     i_a = i_h if REVERSE else i_q
     i_b = i_q if REVERSE else i_h
@@ -108,9 +119,10 @@ def tile_step(
         row_a, col_a, width_a = row_x, i_a * K, HA * K
         row_b, col_b, width_b = row_x, i_b * K, HB * K
         m_r = m_t
-    prefix, suffix = 0.0, 0.0
-    if GATE != _NONE and GATE != _CHANNEL:
-        prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+    into, out, d = 1.0, 1.0, 1.0
+    if ROWS and not LATE:
+        into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
+        d = kept_tile_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
     meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
     if STORE_STATES and OUTPUT:  # noqa: SIM102 (known when compiled, which the next isn't)
         if meets & (twin == 0):
@@ -130,11 +142,12 @@ def tile_step(
             m_k = n * BK + tl.arange(0, BK) < K
             b_a = block(a, row_a, col_a + n * BK, width_a, m_r, m_k, DESC).to(DTYPE)
             acc = tl.dot(s[n].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
-        if GATE != _CHANNEL:
-            if GATE != _NONE:
-                acc *= tl.exp2(suffix if REVERSE else prefix)[None, :]
-            if not REVERSE:
-                acc *= scale
+        if ROWS:
+            if LATE:
+                into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
+            acc *= (out if REVERSE else into)[None, :]
+        if not (TILED or REVERSE):
+            acc *= scale
         if OWN:
             b_w = own_scores(b_b, b_a, g, first, i_s, length, i_h, scale, H, BT, GATE, REVERSE, DTYPE, PRECISION)
         else:
@@ -143,8 +156,10 @@ def tile_step(
                 b_w = tl.trans(b_w)
         acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
         store(o, tl.trans(acc.to(DTYPE)), row_x, i_q * V + i_v * BV, HQ * V, m_t, m_v, DESC_X)
-    b_z = weighed(b_x, prefix, suffix, scale, GATE, REVERSE, DTYPE)
-    d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+    if ROWS and LATE:
+        into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
+        d = tile_decay(g, into, i_s, length, i_h, BT, GATE)
+    b_z = weighed(b_x, into, out, scale, GATE, REVERSE, DTYPE)
     return step(
         s, b_z, b_b, b, row_b, col_b, width_b, m_r, decay, d, row_d, 0, NS, BK, K, GATE, DESC, MASK, OWN, DTYPE,
         PRECISION,
@@ -222,14 +237,14 @@ def scan_kernel(
                     n_tiles, c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC,
                     DESC_X, False, DTYPE, PRECISION,
                 )  # fmt: skip
-                through *= tile_decay(g, first, i_s, length, i_q // GROUP, H, BT, GATE)
+                through *= kept_tile_decay(g, decay, t_base + i_s, i_s, length, i_q // GROUP, H, BT, GATE)
             publish(ends[0], through, borders, passed, flags, place, i_v, o_k, o_v, m_s, K, V, NV, GATE)
     p_start, known = entering(start, borders, i_n, row, begin, stop, n_tiles, i_b, HB, K * V, REVERSE, HAS_START, CUT)
     s = slices(p_start, known, o_v, 0, NS, BK, K, V, HAS_START or CUT)
     if LOOKS_BACK:
         s = (look_back(s[0], borders, passed, flags, place, i_v, before, o_k, o_v, m_s, HB, K, V, NV, GATE),)
     if TURNS > 1:
-        for early in range(begin, begin + turn):
+        for early in range(begin, tl.minimum(begin + turn, stop)):
             s = tile_step(
                 s, a, b, x, scores, g, decay, states, o, t_base + early, early, i_q, i_v, twin, first, length,
                 n_tiles, c_base, scale, H, GROUP, K, V, BT, TPC, BK, BV, GATE, REVERSE, STORE_STATES, OWN, DESC, DESC_X,

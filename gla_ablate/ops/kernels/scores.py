@@ -5,18 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import NONE, head_matrix, locate
+from gla_ablate.ops.kernels.common import NONE, TOKEN, head_matrix, keep_row_decay, locate
 
 _NONE = tl.constexpr(NONE)
+_TOKEN = tl.constexpr(TOKEN)
 
 
 @triton.jit(do_not_specialize=["T", "NT"])
 def scores_kernel(
-    q, k, g, scores, tiles, scale, T, NT,
+    q, k, g, decay, scores, tiles, scale, T, NT,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr,
     VARLEN: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """scores `[tiles, HQ, BT, BT]`, zero above the diagonal and past a sequence's end. Grid: tiles · HQ."""
+    """scores `[tiles, HQ, BT, BT]`, zero above the diagonal and past a sequence's end; for gates a token decay
+    `[tiles, H, 2, BT]`, fp32, as `kept_row_decay` takes it. Grid: tiles · HQ."""
     HQ: tl.constexpr = H * GROUP
     pid = tl.program_id(0)
     i_q, i_t = pid % HQ, pid // HQ
@@ -24,6 +26,9 @@ def scores_kernel(
     i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
     if i_s * BT >= length:
         return
+    if GATE == _TOKEN:  # noqa: SIM102 (known when compiled, which the next isn't)
+        if i_q % GROUP == 0:
+            keep_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
     o_i = tl.arange(0, BT)
     m_t = i_s * BT + o_i < length
     row_q = ((first + i_s * BT + o_i) * HQ + i_q) * K

@@ -10,13 +10,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, TOKEN, head_gate
+from gla_ablate.ops.kernels.common import CHANNEL, HEAD, TOKEN, head_gate
 from gla_ablate.ops.kernels.places import segment_at, sequence_at
 
 _CHANNEL = tl.constexpr(CHANNEL)
 _HEAD = tl.constexpr(HEAD)
 _TOKEN = tl.constexpr(TOKEN)
-AT_ONCE = tl.constexpr(64)  # tiles whose decay is loaded together
 
 
 @triton.jit(do_not_specialize=["T", "NT", "NC", "SEG", "NSEG"])
@@ -27,8 +26,8 @@ def segments_kernel(
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """borders `[rows, HQ, K, V]`: in place of what each segment ends with if it begins with zero, what it begins with;
-    start `[N, HQ, K, V]` of the sequence; passed `[rows, HQ, K]`, for gates on channels; all fp32.
-    Grid: N · HQ · K/BK · V/BV.
+    start `[N, HQ, K, V]` of the sequence; passed, for gates on channels `[rows, HQ, K]`, a token `[rows, HQ]`; all
+    fp32. Grid: N · HQ · K/BK · V/BV.
     """
     HQ: tl.constexpr = H * GROUP
     NK: tl.constexpr = (K + BK - 1) // BK
@@ -43,7 +42,7 @@ def segments_kernel(
             return
     else:
         base, count, row = i_n * NSEG, NSEG, i_n * NSEG
-    first, length, _base, _n, _chunk = sequence_at(i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT, VARLEN)
+    _first, length, _base, _n, _chunk = sequence_at(i_n, cu_seqlens, tile_base, chunk_base, T, NT, NC, BT, VARLEN)
     o_k = i_k * BK + tl.arange(0, BK)
     o_v = i_v * BV + tl.arange(0, BV)
     m_s = (o_k < K)[:, None] & (o_v < V)[None, :]
@@ -61,12 +60,7 @@ def segments_kernel(
         if GATE == _CHANNEL:
             b_s *= tl.load(passed + (own + i_q) * K + o_k, mask=o_k < K, other=0.0)[:, None]
         elif GATE == _TOKEN:
-            total = 0.0
-            for i_t in range(begin, stop, AT_ONCE):
-                o_t = i_t * BT + tl.arange(0, AT_ONCE * BT)
-                rows = tl.minimum(stop * BT, length)
-                total += tl.sum(tl.load(g + (first + o_t) * H + i_h, mask=o_t < rows, other=0.0) * LOG2E)
-            b_s *= tl.exp2(total)
+            b_s *= tl.load(passed + own + i_q)
         elif GATE == _HEAD:
             rows = tl.maximum(tl.minimum(stop * BT, length) - begin * BT, 0)
             b_s *= tl.exp2(head_gate(g, i_h) * rows)

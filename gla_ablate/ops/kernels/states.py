@@ -8,23 +8,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels.common import CHANNEL, NONE, block, row_decay, tile_decay
+from gla_ablate.ops.kernels.common import CHANNEL, NONE, TOKEN, block, kept_row_decay, kept_tile_decay
 from gla_ablate.ops.kernels.lookback import in_order, look_back, publish
 from gla_ablate.ops.kernels.places import entering, segment_at, sequence_at
 
 _NONE = tl.constexpr(NONE)
 _CHANNEL = tl.constexpr(CHANNEL)
+_TOKEN = tl.constexpr(TOKEN)
 
 
 @triton.jit
-def weighed(b_x, prefix, suffix, scale, GATE: tl.constexpr, REVERSE: tl.constexpr, DTYPE: tl.constexpr):
+def weighed(b_x, into, out, scale, GATE: tl.constexpr, REVERSE: tl.constexpr, DTYPE: tl.constexpr):
     """What is written: x with the decay to the tile's end, backward in time to its start; channels have it in b."""
     if GATE == _CHANNEL:
         b_z = b_x.to(DTYPE)
     elif GATE == _NONE:
         b_z = (b_x.to(tl.float32) * scale).to(DTYPE) if REVERSE else b_x.to(DTYPE)
     else:
-        b_z = tl.exp2(prefix) * scale if REVERSE else tl.exp2(suffix)
+        b_z = into * scale if REVERSE else out
         b_z = (b_x.to(tl.float32) * b_z[:, None]).to(DTYPE)
     return b_z
 
@@ -56,15 +57,15 @@ def state_step(
         row_b, col_b, width_b, m_r = row_tile, 0, K, m_i
     else:
         row_b, col_b, width_b, m_r = row_x, i_b * K, HB * K, m_t
-    prefix, suffix = 0.0, 0.0
+    into, out = 1.0, 1.0
     if GATE != _NONE and GATE != _CHANNEL:
-        prefix, suffix = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
     if STORE:  # noqa: SIM102 (known when compiled, which the next isn't)
         if (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0:
             p_s = states + ((c_base + i_s // TPC).to(tl.int64) * HB + i_b) * K * V
             kept = b_s.to(states.dtype.element_ty)
             tl.store(p_s + o_v[:, None] * K + o_k[None, :], kept, mask=m_v[:, None] & m_k[None, :])
-    b_z = weighed(b_x, prefix, suffix, scale, GATE, REVERSE, DTYPE)
+    b_z = weighed(b_x, into, out, scale, GATE, REVERSE, DTYPE)
     b_b = block(b, row_b, col_b + i_k * BK, width_b, m_r, m_k, DESC).to(DTYPE)
     if MASK:
         b_b = tl.where(m_r[:, None], b_b, 0.0).to(DTYPE)
@@ -73,7 +74,7 @@ def state_step(
         b_s *= d[None, :]
         through *= d
     elif GATE != _NONE:
-        d = tile_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        d = kept_tile_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
         b_s *= d
         through *= d
     if VALUED:
@@ -92,9 +93,9 @@ def states_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """S ← decay · S + b̂ᵀ x as in `scan_kernel`. ENDS: `borders` `[rows, HB, K, V]`, what each segment but the last of
-    sequences that are cut would end with if it began with zero, and for gates on channels `passed` `[rows, HB, K]`,
-    what it lets through, both fp32. Else: `states` as `scan_kernel` gives them; LOOKS_BACK: as there, passed `[rows,
-    HB]`, flags `[rows, HB, V/BV · K/BK]`. Grid: segments · HB · V/BV · K/BK.
+    sequences that are cut would end with if it began with zero, and `passed`, what it lets through, for gates on
+    channels `[rows, HB, K]`, a token `[rows, HB]`; all fp32. Else: `states` as `scan_kernel` gives them; LOOKS_BACK: as
+    there, passed `[rows, HB]`, flags `[rows, HB, V/BV · K/BK]`. Grid: segments · HB · V/BV · K/BK.
 
     VALUED: columns of S decay too, by value_decay `[tiles, H, V]`, and x `[tiles, HB, BT, V]` has that decay to its
     tile's border already. STORE_END: end `[N, HB, K, V]`.
@@ -152,6 +153,9 @@ def states_kernel(
     if ENDS:
         p_e = borders + (row.to(tl.int64) * HB + i_b) * K * V + o_k[None, :] * V + o_v[:, None]
         tl.store(p_e, b_s, mask=m_s)
-        if TILED:  # noqa: SIM102 (known when compiled, which the next isn't)
+        if TILED:
             if i_v == 0:
                 tl.store(passed + (row.to(tl.int64) * HB + i_b) * K + o_k, through, mask=m_k)
+        elif GATE == _TOKEN:  # noqa: SIM102 (as above)
+            if i_v + i_k == 0:
+                tl.store(passed + row * HB + i_b, through)
