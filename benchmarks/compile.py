@@ -5,6 +5,7 @@
     python benchmarks/compile.py --shapes 340M --chunk 256 --tokens 500     # sequences that end inside a tile
     python benchmarks/compile.py --shapes 340M --kinds head --tokens 65536 --kernels states_kernel   # that are cut
     python benchmarks/compile.py --shapes 340M --packed --tokens 65536      # packed ones
+    python benchmarks/compile.py --shapes 340M --kinds head --unlearned     # of a decay that is fixed, as RetNet's
 
 Triton compiles for Hopper wherever it is installed. A candidate that spills, or whose shared memory lets a single
 program run on a multiprocessor, rarely wins; one that doesn't compile fails here. Versions of Triton differ: use that
@@ -162,11 +163,11 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=128, choices=CHUNK_SIZES, help="chunk size")
     parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
     parser.add_argument("--packed", action="store_true", help="the same tokens as packed sequences")
-    parser.add_argument("--fixed", action="store_true", help="without the gradient of the gate")
+    parser.add_argument("--unlearned", action="store_true", help="without the gradient of gates that have no channels")
     parser.add_argument("--values", action="store_true", help="with a gate on values")
     parser.add_argument("--candidates", action="store_true", help="compile what tune.py would time, too")
     options = parser.parse_args(given)
-    how = {"packed": options.packed, "values": options.values, "learned": not options.fixed}
+    how = {"packed": options.packed, "values": options.values, "learned": not options.unlearned}
     few = {
         "survey_kernel",
         "states_kernel",

@@ -63,10 +63,10 @@ def test_what_ships_compiles(kernels, arguments):
 
 
 def test_without_the_gates_gradient_three_programs_share_a_multiprocessor():
-    """Of packed sequences, too, whose two ways would take more registers than that leaves."""
-    done = run("--shapes", "340M", "--kinds", "head", "--packed", "--fixed", "--kernels", "gradient_kernel")
-    registers, _shared, programs, *_ = rows(done.stdout)["gradient_kernel"][-9:]
-    assert (int(registers), int(programs)) == (168, 3)
+    """Of packed sequences, whose two ways would take more registers than that leaves."""
+    done = run("--shapes", "340M", "--kinds", "head", "--packed", "--unlearned", "--kernels", "gradient_kernel")
+    registers, _shared, programs, instructions, spills, *_ = rows(done.stdout)["gradient_kernel"][-9:]
+    assert int(registers) <= 168 and int(programs) == 3 and int(spills) < int(instructions) / 50
 
 
 def test_what_needs_more_memory_than_there_is_fails():

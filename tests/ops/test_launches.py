@@ -186,7 +186,7 @@ def test_the_first_look_finds_what_the_first_channels_show(
     assert found["prepare_kernel"].unique().tolist() == [steep]
 
 
-def test_a_scalar_gate_takes_three_numbers_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_scalar_gate_takes_beside_none(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     real = calls.Call.new
 

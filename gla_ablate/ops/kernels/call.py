@@ -295,8 +295,8 @@ class Call:
     @cached_property
     def turns(self) -> int:
         """Programs that go over the same tiles forward, each giving the output of every second or third: worth it where
-        few programs go from tile to tile. What a gate a token makes of a tile's rows costs as much as the output saves,
-        but with the two warps that heads of 32 have; packed sequences are in segments already, or many."""
+        few programs go from tile to tile. With gates a token two were no faster at 64 channels; packed sequences are in
+        segments already, or many."""
         if not self.forms_dv or self.cu_seqlens is not None or self.segments.inner:
             return 1
         if 2 * self.sequences * self.heads * self.slices > FILLED:

@@ -53,21 +53,29 @@ def head_gate(g, i_h):
 
 
 @triton.jit
+def head_row_decay(g, i_s, length, i_h, BT: tl.constexpr):
+    o_i = tl.arange(0, BT)
+    b_g = head_gate(g, i_h)
+    prefix = b_g * (o_i + 1)
+    suffix = b_g * tl.maximum(tl.minimum(length - i_s * BT, BT) - 1 - o_i, 0)
+    return tl.exp2(prefix), tl.exp2(suffix)
+
+
+@triton.jit
 def row_decay(g, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
     """into, out `[BT]` of a tile, for gates without channels."""
-    o_i = tl.arange(0, BT)
     if GATE == _HEAD:
-        b_g = head_gate(g, i_h)
-        prefix = b_g * (o_i + 1)
-        suffix = b_g * tl.maximum(tl.minimum(length - i_s * BT, BT) - 1 - o_i, 0)
+        into, out = head_row_decay(g, i_s, length, i_h, BT)
     else:
+        o_i = tl.arange(0, BT)
         o_t = i_s * BT + o_i
         p_g = g + (first + o_t) * H + i_h
         prefix = tl.cumsum(tl.load(p_g, mask=o_t < length, other=0.0) * LOG2E)
         # the rows shifted by one, so that the sum from the end leaves the row itself out without a subtraction
         after = (o_i + 1 < BT) & (o_t + 1 < length)
         suffix = tl.cumsum(tl.load(p_g + H, mask=after, other=0.0) * LOG2E, reverse=True)
-    return tl.exp2(prefix), tl.exp2(suffix)
+        into, out = tl.exp2(prefix), tl.exp2(suffix)
+    return into, out
 
 
 @triton.jit
@@ -80,16 +88,16 @@ def keep_row_decay(g, decay, i_t, first, i_s, length, i_h, H: tl.constexpr, BT: 
 
 
 @triton.jit
-def kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
+def kept_row_decay(g, decay, i_t, i_s, length, i_h, H: tl.constexpr, BT: tl.constexpr, GATE: tl.constexpr):
     """`row_decay`; a token's from decay `[tiles, H, 2, BT]`: to sum it tile by tile is what a scan would wait for. Past
     a sequence's last tile that of the last."""
     if GATE == _TOKEN:
-        # there may be no memory there, and with a mask a scan has two more instructions a row
+        # there may be no memory, and with a mask for each row a scan has half as many instructions again
         beyond = tl.maximum(i_s - tl.maximum(tl.cdiv(length, BT) - 1, 0), 0)
         p = decay + ((i_t - beyond).to(tl.int64) * H + i_h) * 2 * BT + tl.arange(0, BT)
         into, out = tl.load(p), tl.load(p + BT)
     else:
-        into, out = row_decay(g, first, i_s, length, i_h, H, BT, GATE)
+        into, out = head_row_decay(g, i_s, length, i_h, BT)
     return into, out
 
 

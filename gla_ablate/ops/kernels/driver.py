@@ -204,7 +204,7 @@ def gradients(
         both = kernel is not steep_gradient_kernel and call.q.dtype == torch.bfloat16
         if out_too := call.whole or both:
             given |= rows(call, kernel, n, **out)
-        # the two ways without the gate's gradient would take a few more than leave room for a third program
+        # the two ways without the gate's gradient would take up to 218, and leave no room for a third program
         registers = AT_MOST if both and not (call.whole or learned or call.kind == CHANNEL) else None
         arguments = engine(call, kernel, given)
         arguments |= {f"{name}_rows": None if call.whole else x for name, x in out.items()}

@@ -53,7 +53,7 @@ def factors(
         b_q = tl.load(read + p_q, mask=m, other=0.0).to(tl.float32) * scale
         b_k = tl.load(write + p_k, mask=m, other=0.0).to(tl.float32)
         if GATE != _NONE:
-            into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
+            into, out = kept_row_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
             b_q *= into[None, :]
             b_k *= out[None, :]
         d = kept_tile_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
@@ -129,8 +129,8 @@ def products_kernel(
     over the query heads of a group: here is the part of each.
 
     h `[chunks, H, V, K]`, dh `[chunks, HQ, V, K]`: the state at the chunk's start, the gradient at its end; read,
-    write: q, k, or qg, kg for gates on channels. Grid: tiles · HQ · (K/BK + 1): one program a chunk and slice of K, and
-    one for da.
+    write: q, k, or qg, kg for gates on channels; decay: as in `scan_kernel`. Grid: tiles · HQ · (K/BK + 1): one
+    program a chunk and slice of K, and one for da.
     """
     HQ: tl.constexpr = H * GROUP
     NK: tl.constexpr = (K + BK - 1) // BK

@@ -121,7 +121,7 @@ def tile_step(
         m_r = m_t
     into, out, d = 1.0, 1.0, 1.0
     if ROWS and not LATE:
-        into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
+        into, out = kept_row_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
         d = kept_tile_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
     meets = (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0
     if STORE_STATES and OUTPUT:  # noqa: SIM102 (known when compiled, which the next isn't)
@@ -144,7 +144,7 @@ def tile_step(
             acc = tl.dot(s[n].to(DTYPE), tl.trans(b_a), acc, input_precision=PRECISION)
         if ROWS:
             if LATE:
-                into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
+                into, out = kept_row_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
             acc *= (out if REVERSE else into)[None, :]
         if not (TILED or REVERSE):
             acc *= scale
@@ -157,7 +157,7 @@ def tile_step(
         acc = tl.dot(tl.trans(b_x.to(DTYPE)), b_w, acc, input_precision=PRECISION)
         store(o, tl.trans(acc.to(DTYPE)), row_x, i_q * V + i_v * BV, HQ * V, m_t, m_v, DESC_X)
     if ROWS and LATE:
-        into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
+        into, out = kept_row_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
         d = tile_decay(g, into, i_s, length, i_h, BT, GATE)
     b_z = weighed(b_x, into, out, scale, GATE, REVERSE, DTYPE)
     return step(
@@ -181,8 +181,9 @@ def scan_kernel(
     Forward, a = q, b = k, x = v; â carries scale and the decay from the tile's start, b̂ that to its end. Backward in
     time the roles of â and b̂ are swapped, a = k, b = q, x = do, with Aᵀ: o is dv, and `states` are the gradients of the
     state at each chunk's end. For gates on channels a and b are qg and kg of `prepare_kernel`, `[tiles, HA or HB, BT,
-    K]`. scores `[tiles, HQ, BT, BT]`; start, end `[N, HB, K, V]` and, CUT, borders `[rows, HB, K, V]`, what each
-    segment inside a sequence begins with, fp32. Grid: segments · HQ · V/BV · TURNS.
+    K]`, and decay `[tiles, H, K]` is that of tiles; of gates a token it is what `kept_row_decay` takes. scores `[tiles,
+    HQ, BT, BT]`; start, end `[N, HB, K, V]` and, CUT, borders `[rows, HB, K, V]`, what each segment inside a sequence
+    begins with, fp32. Grid: segments · HQ · V/BV · TURNS.
 
     LOOKS_BACK: segments find out here what they begin with. `borders` `[rows, HB, V, K]` and, unless there is no gate,
     passed `[rows, HB]`, fp32: what each ends with if it begins with zero, and what it lets through, in the order of

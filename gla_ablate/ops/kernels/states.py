@@ -59,7 +59,7 @@ def state_step(
         row_b, col_b, width_b, m_r = row_x, i_b * K, HB * K, m_t
     into, out = 1.0, 1.0
     if GATE != _NONE and GATE != _CHANNEL:
-        into, out = kept_row_decay(g, decay, i_t, first, i_s, length, i_h, H, BT, GATE)
+        into, out = kept_row_decay(g, decay, i_t, i_s, length, i_h, H, BT, GATE)
     if STORE:  # noqa: SIM102 (known when compiled, which the next isn't)
         if (i_s == n_tiles - 1) | (i_s % TPC == TPC - 1) if REVERSE else i_s % TPC == 0:
             p_s = states + ((c_base + i_s // TPC).to(tl.int64) * HB + i_b) * K * V
@@ -92,10 +92,10 @@ def states_kernel(
     VARLEN: tl.constexpr, DESC: tl.constexpr, DESC_X: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """S ← decay · S + b̂ᵀ x as in `scan_kernel`. ENDS: `borders` `[rows, HB, K, V]`, what each segment but the last of
-    sequences that are cut would end with if it began with zero, and `passed`, what it lets through, for gates on
-    channels `[rows, HB, K]`, a token `[rows, HB]`; all fp32. Else: `states` as `scan_kernel` gives them; LOOKS_BACK: as
-    there, passed `[rows, HB]`, flags `[rows, HB, V/BV · K/BK]`. Grid: segments · HB · V/BV · K/BK.
+    """S ← decay · S + b̂ᵀ x as in `scan_kernel`, decay too. ENDS: `borders` `[rows, HB, K, V]`, what each segment but
+    the last of sequences that are cut would end with if it began with zero, and `passed`, what it lets through, for
+    gates on channels `[rows, HB, K]`, a token `[rows, HB]`; all fp32. Else: `states` as `scan_kernel` gives them;
+    LOOKS_BACK: as there, passed `[rows, HB]`, flags `[rows, HB, V/BV · K/BK]`. Grid: segments · HB · V/BV · K/BK.
 
     VALUED: columns of S decay too, by value_decay `[tiles, H, V]`, and x `[tiles, HB, BT, V]` has that decay to its
     tile's border already. STORE_END: end `[N, HB, K, V]`.
