@@ -144,7 +144,7 @@ def company(trainer: TrainerConfig, folder: Path, rank: Rank | None, status: Sta
         group = Group(rank.number, rank.world, rank.local, rank.node)
         try:
             yield group
-        except Exception as error:
+        except Exception as error:  # of any kind: the other processes must hear of it, and it goes on from here
             patience = 0.0
             from gla_ablate.trial import failure
 

@@ -68,7 +68,7 @@ class FuzzyRecall(DrawnSource):
         self.value_tokens = value_tokens
 
     @cached_property
-    def labelled_share(self) -> float:  # type: ignore[override]
+    def labelled_share(self) -> float:  # type: ignore[override]  # read alone, as elsewhere the field
         """In training; measured on the first block."""
         _, targets = self._block("train", 0)
         return float((targets != IGNORED).mean())

@@ -196,17 +196,18 @@ def test_what_a_scalar_gate_takes_beside_none(monkeypatch: pytest.MonkeyPatch) -
         return out
 
     monkeypatch.setattr(calls.Call, "new", new)
-    total = {}
+    total, largest = {}, {}
     for kind in KINDS:
         sizes.clear()
         call(kind, "triton")
-        total[kind] = sum(sizes)
+        total[kind], largest[kind] = sum(sizes), max(sizes)
     B, T, H, K = CASE.B, CASE.T, CASE.H, CASE.K
     per_row = B * T * H * 4
     tiles = B * -(-T // CASE.chunk)  # which are chunks here
     flow = tiles * H * K * 4
     assert total["token"] - total["none"] == per_row + 2 * tiles * CASE.chunk * H * 4 + flow  # dg, decay
     assert total["head"] - total["none"] == tiles * H * 4 + flow
+    assert largest["token"] == largest["head"] == largest["none"]
     assert total["channel"] - total["none"] > per_row * K
 
 

@@ -54,6 +54,7 @@ def head_gate(g, i_h):
 
 @triton.jit
 def head_row_decay(g, i_s, length, i_h, BT: tl.constexpr):
+    """`row_decay` of a head's fixed gate, in closed form."""
     o_i = tl.arange(0, BT)
     b_g = head_gate(g, i_h)
     prefix = b_g * (o_i + 1)

@@ -89,7 +89,7 @@ def channel_gradient_kernel(
     i_h = i_q // GROUP
     i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
     tile, own = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
-    if (i_s * BT >= length) | (tl.load(steep + tile) != 0):
+    if (i_s * BT >= length) | (tl.load(steep + tile) != 0):  # loaded while `locate` loads, not after
         return
     R: tl.constexpr = TPC * BT
     chunk = chunk_of(i_t, i_s, tiles, NT, NC, TPC, VARLEN) * HQ + i_q

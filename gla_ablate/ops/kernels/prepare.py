@@ -51,7 +51,8 @@ def prepare_kernel(
     i_h = i_q // GROUP
     i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
     tile, own = i_t.to(tl.int64) * H + i_h, i_t.to(tl.int64) * HQ + i_q
-    # in a group another program may be writing it, and the warps of this one must not disagree
+    # loaded while `locate` loads, not after; in a group another program may be writing it, and the warps of this one
+    # must not disagree
     done_over = tl.load(steep + tile) != 0 if GROUP == 1 else False
     if (i_s * BT >= length) | done_over:
         return
