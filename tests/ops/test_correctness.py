@@ -385,9 +385,16 @@ def test_the_copy_engine_brings_the_same(case: Case, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("case", SPANS, ids=lambda case: case.id)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("busy", "span"), [(0, 4), (2, 2)])
 def test_a_program_that_looks_through_several_tiles(
-    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    case: Case,
+    busy: int,
+    span: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    launches: list[tuple[str, dict[str, Any]]],
 ) -> None:
-    """As it does for steep tiles where there are many: of a program's four none is, some are, or some don't exist."""
-    monkeypatch.setattr(call, "BUSY", 0)
+    """As it does for steep tiles where there are many: of a program's tiles none is, some are, or some don't exist."""
+    monkeypatch.setattr(call, "BUSY", busy)
     check(case, "triton", dtype)
+    assert {arguments["SPAN"] for name, arguments in launches if name.startswith("steep")} == {span}

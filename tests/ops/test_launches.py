@@ -87,6 +87,30 @@ def test_narrow_heads_in_whole_tiles_take_fewer_kernels(
     assert seen.count("packing_kernel") == bool(case.lengths)  # the backward pass takes what the forward found
 
 
+@pytest.mark.parametrize(
+    ("changes", "registers"),
+    [
+        ({}, 168),
+        ({"lengths": ()}, None),  # every tile is full: one way
+        ({"K": 96}, None),  # not a multiple of a slice, so the copy engine has no part in it, and there is one way
+        ({"kind": "channel"}, None),
+    ],
+)
+def test_registers_are_held_back_where_a_kernel_has_two_ways(
+    changes: dict[str, Any], registers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(calls, "launch", lambda kernel, *_, **given: seen.update({kernel.fn.__name__: given}))
+    case = replace(Case(kind="head", T=128, H=1, K=128, V=32, chunk=128, lengths=(100, 28)), **changes)
+    given = leaves(case, torch.bfloat16)
+    q, k, v, g = (given[name].detach().requires_grad_(name != "g") for name in ("q", "k", "v", "g"))
+    packed = torch.tensor([0, *case.lengths], device=DEVICE).cumsum(0) if case.lengths else None
+    o, _ = gated_linear_attention(q, k, v, g, cu_seqlens=packed, chunk_size=case.chunk, backend="triton")
+    o.sum().backward()
+    name = "channel_gradient_kernel" if case.kind == "channel" else "gradient_kernel"
+    assert seen[name].get("maxnreg") == registers
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_torch_backend_launches_none(kind: str, launches: list[tuple[str, dict[str, Any]]]) -> None:
     call(kind, "torch")
@@ -233,7 +257,7 @@ def test_a_key_names_one_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.setdefault((kernel.fn.__name__, key), set()).add(traits(arguments))
 
     monkeypatch.setattr(calls, "launch", look_on)
-    for kind, busy in (*((kind, 512) for kind in KINDS), ("channel", 0)):
+    for kind, busy in (*((kind, 512) for kind in KINDS), ("channel", 0), ("channel", 2)):
         monkeypatch.setattr(calls, "BUSY", busy)
         for size in (
             {},

@@ -158,11 +158,15 @@ class Call:
 
     @cached_property
     def span(self) -> int:
-        """Tiles that a program for steep ones looks through: to begin a program in vain takes longer than to look. And
-        those of a narrow head's program that loads one while it works on another, where that leaves enough programs."""
+        """Tiles that a program for steep ones looks through: to begin a program in vain takes longer than to look, but
+        the last ones to begin leave fewer idle if they are short. And those of a narrow head's program that loads one
+        while it works on another, where that leaves enough programs."""
         if self.kind != CHANNEL:
             return SPAN if self.forms_dv and self.tiles * self.heads >= SPAN * FILLED else 1
-        return SPAN if self.tiles * self.heads * (self.bt // self.half) >= SPAN * BUSY else 1
+        programs = self.tiles * self.heads * (self.bt // self.half)
+        if programs >= 8 * SPAN * BUSY:
+            return SPAN
+        return SPAN // 2 if programs >= SPAN // 2 * BUSY else 1
 
     @property
     def matrices(self) -> int:

@@ -204,11 +204,12 @@ def gradients(
         both = kernel is not steep_gradient_kernel and call.q.dtype == torch.bfloat16
         if out_too := call.whole or both:
             given |= rows(call, kernel, n, **out)
-        # the two ways without the gate's gradient would take up to 218, and leave no room for a third program
-        registers = AT_MOST if both and not (call.whole or learned or call.kind == CHANNEL) else None
         arguments = engine(call, kernel, given)
         arguments |= {f"{name}_rows": None if call.whole else x for name, x in out.items()}
         arguments = {**out, **arguments, **kept, "OUT": out_too and arguments["DESC"]}
+        # the two ways without the gate's gradient would take up to 218, and leave no room for a third program
+        two_ways = arguments["OUT"] and not call.whole
+        registers = AT_MOST if two_ways and not (learned or call.kind == CHANNEL) else None
         call.run(kernel, programs(call, kernel, n), registers, **arguments)
     if not every:
         return out["dq"], out["dq"], None
