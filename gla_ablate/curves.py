@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from gla_ablate.numeric import is_number
 
 HEADER = "step,metric,value"
 
@@ -33,6 +38,18 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def can_be_read(path: Path) -> bool:
-    """Whether the file is what it should be, or there is none."""
-    return read(text_of(path)) is not None
+def are_whole(path: Path, result: Mapping[str, Any] | None) -> bool:
+    """Whether the file is what it should be and ends as a finished trial's `result.json` tells: one that was cut short,
+    emptied or lost doesn't."""
+    rows = read(text_of(path))
+    return rows is not None and ends_as_told({metric: value for _, metric, value in rows}, result)
+
+
+def ends_as_told(last: Mapping[str, float], result: Mapping[str, Any] | None) -> bool:
+    """Whether the last value of each metric is that of `result.json`, if that tells any."""
+    told = (result or {}).get("metrics")
+    if not isinstance(told, dict):
+        return True
+    return all(
+        name in last and (last[name] == value or math.isnan(value)) for name, value in told.items() if is_number(value)
+    )

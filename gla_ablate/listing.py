@@ -29,7 +29,7 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
     known = past(out, device)
     rate = rates(trials) if known else {}
     parameters = counter()
-    memory = _memory(trials, "CUDA_VISIBLE_DEVICES" in slots[0])
+    memory, untraced = _memory(trials, "CUDA_VISIBLE_DEVICES" in slots[0])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("trial", overflow="fold")
     for name in ("parameters", "state", "memory", "tokens", "steps", *(["time"] if known else [])):
@@ -52,6 +52,9 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
     console.print(table)
     console.print(f"{len(trials)} trials, {total:,} tokens; nothing was started", highlight=False)
     console.print("memory: weights, gradients, optimiser, activations; libraries come on top", highlight=False)
+    for why, name in untraced.items():
+        text = f"memory of {name} isn't known, since its step can't be traced: {why}"
+        console.print(text, highlight=False, markup=False)
     if durations:
         whole = clock(makespan([], durations, len(slots)))
         rest = f", and {unknown} trials unlike any that has run" if unknown else ""
@@ -61,18 +64,20 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
         console.print(f"how long they take is told once one like them has finished on {device}", highlight=False)
 
 
-def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
-    """Of each trial, as text: of as many different ones as are traced in some ten seconds."""
+def _memory(trials: list[Trial], gpu: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Of each trial, as text: of as many different ones as are traced in some ten seconds. And why some can't be, with
+    the first trial that can't for that reason."""
     import torch
 
     from gla_ablate.compilation import resolve_compile, resolve_recompute
-    from gla_ablate.memory import training_bytes
+    from gla_ablate.memory import Untraced, training_bytes
     from gla_ablate.stamp import has_bf16
 
     kind = "cuda" if gpu else "cpu"
     automatic = has_bf16(kind)
     found: dict[str, str] = {}
     texts: dict[str, str] = {}
+    untraced: dict[str, str] = {}
     for trial in trials:
         config = trial.config
         precision = config.trainer.precision
@@ -94,10 +99,13 @@ def _memory(trials: list[Trial], gpu: bool) -> dict[str, str]:
         if key not in texts:
             if len(texts) == TRACED:
                 continue
-            size = training_bytes(config, vocab_size, kind, bf16)
-            texts[key] = "–" if size is None else f"{math.ceil(size / 2**20):,} MiB"
+            try:
+                texts[key] = f"{math.ceil(training_bytes(config, vocab_size, kind, bf16) / 2**20):,} MiB"
+            except Untraced as why:
+                texts[key] = "–"
+                untraced.setdefault(str(why), trial.id)
         found[trial.id] = texts[key]
-    return found
+    return found, untraced
 
 
 def print_gates(console: Console) -> None:

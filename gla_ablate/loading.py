@@ -27,6 +27,7 @@ from gla_ablate.model import LanguageModel, build_model, check_model, plugin_sha
 from gla_ablate.ops import resolve_backend
 from gla_ablate.stamp import has_bf16
 from gla_ablate.status import read_json
+from gla_ablate.trial import is_finished
 from gla_ablate.yaml_io import read_yaml
 
 CONFIG, WEIGHTS, RECORD = "config.yaml", "model.safetensors", "export.json"  # of an exported folder
@@ -83,7 +84,11 @@ def open_folder(
     if not path.is_file():
         trial = "" if (folder / RECORD).is_file() else f"; python run.py {folder} trains on until there is one"
         raise ConfigError(f"{folder}: no weights here, neither checkpoints/last.ckpt nor {WEIGHTS}{trial}")
-    again = "export it again" if exported else f"python run.py {folder} runs the trial again"
+    again = "export it again"
+    if not exported:
+        again = f"python run.py {folder} runs the trial again"
+        if is_finished(folder):  # which is left as it is
+            again += ", in a folder again1, again2, … inside it, which then is the one to name here"
     record = read_json(folder / (RECORD if exported else "stamp.json")) or {}
     try:
         weights, made_with, step = read_export(path, record) if exported else read_trials(path)

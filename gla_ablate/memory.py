@@ -52,8 +52,12 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-def training_bytes(config: Config, vocab_size: int, device: str, bf16: bool) -> int | None:
-    """Weights, gradients, AdamW's moments and a step's activations at their peak; None if a step can't be traced so.
+class Untraced(Exception):
+    """A step can't be traced without numbers, and why."""
+
+
+def training_bytes(config: Config, vocab_size: int, device: str, bf16: bool) -> int:
+    """Weights, gradients, AdamW's moments and a step's activations at their peak. Raises `Untraced`.
 
     All targets count as the data's. Layers with the same mixer are alike, so that the first and one more of each kind
     tell what many take. Of several devices it is what each has; under fsdp what is gathered counts as if it stayed in
@@ -66,8 +70,8 @@ def training_bytes(config: Config, vocab_size: int, device: str, bf16: bool) -> 
         for kind in set(rest):
             pair = replace(config, model=replace(config.model, mixer=[first, kind]))
             total += rest.count(kind) * (step_bytes(pair, 2, vocab_size, device, bf16) - one)
-    except Exception:  # a plugin's gate can do anything, and so what needs numbers
-        return None
+    except Exception as error:  # a plugin's gate can do anything, and so what needs numbers
+        raise Untraced(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}") from error
     weight = WEIGHT_AND_MASTER if config.trainer.precision == "bf16-true" else WEIGHT
     count = config.trainer.processes
     if config.trainer.strategy == "fsdp":  # of gradients, which the trace holds whole, a device has its share as well

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def is_whole(x: object) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
@@ -9,3 +11,11 @@ def is_whole(x: object) -> bool:
 
 def is_number(x: object) -> bool:
     return isinstance(x, float) or is_whole(x)
+
+
+def is_finite(x: float) -> bool:
+    """Also of an integer that no float can hold."""
+    try:
+        return math.isfinite(x)
+    except OverflowError:
+        return False

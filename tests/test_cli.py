@@ -209,6 +209,22 @@ def test_dry_run_prints_every_trial_with_its_cost_and_writes_nothing(tmp_path, c
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_dry_run_says_why_a_gate_would_fail(tmp_path, capsys, scratch_registry):
+    plugin = write(
+        tmp_path / "mine.py",
+        "import torch\nfrom gla_ablate.model import Gate, register_gate\n"
+        '@register_gate("mine")\nclass Mine(Gate):\n    decay_shape = "[B,T,H]"\n'
+        "    def __init__(self, shape):\n        super().__init__()\n"
+        "        self.proj = torch.nn.Linear(shape.dim, shape.heads)\n"
+        "    def forward(self, x):\n        self.proj(x)\n",
+    )
+    file = write(tmp_path / "t.yaml", TINY + f"plugins: [{plugin}]\ngrid: {{model.gate.name: [mine, none]}}")
+    assert main([str(file), "--dry-run", "--out", str(tmp_path / "runs")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "isn't known, since its step can't be traced: ValueError: gate Mine: gave None, states decay_shape" in out
+    assert out.count("isn't known") == 1 and out.count(" MiB ") == 1
+
+
 def test_dry_run_and_list_gates_need_none_of_the_slow_packages(tmp_path):
     file = write(tmp_path / "t.yaml", TINY + "grid: {model.gate.name: [data_dependent, none, fixed_decay]}")
     code = (

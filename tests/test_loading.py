@@ -240,7 +240,7 @@ def test_a_checkpoint_of_no_use_is_one_line_and_exit_code_2(case, command, trial
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert f"error: {trial / 'checkpoints' / 'last.ckpt'}: " in err and message in err
-    assert f"; python run.py {trial} runs the trial again" in err
+    assert f"; python run.py {trial} runs the trial again, in a folder again1, again2, … inside it" in err
     assert not (trial / "executed").exists() and not (trial / "export").exists()
 
 

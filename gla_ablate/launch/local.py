@@ -92,15 +92,16 @@ def prepare(
     for trial in trials:
         home = folder / trial.id
         stands = outcome(home)
-        damaged = stands == "finished" and not curves.can_be_read(home / "metrics.csv")
+        damaged = stands == "finished" and not curves.are_whole(home / "metrics.csv", read_json(home / "result.json"))
         if stands in left and not damaged:
             continue
         if home.is_symlink():
             raise ConfigError(f"{home}: is a symbolic link, and nothing is written where one leads")
         home.mkdir(parents=True, exist_ok=True)
         if damaged:
-            say(f"{set_aside(home / 'metrics.csv')}: damaged, so set aside; the trial runs again")
-            set_aside(home / "result.json")  # it isn't finished any more
+            # it isn't finished any more
+            aside = [set_aside(home / name) for name in ("metrics.csv", "result.json") if (home / name).exists()]
+            say(f"{aside[0]}: damaged, so set aside; the trial runs again")
         status, result = read_json(home / "status.json") or {}, read_json(home / "result.json") or {}
         sound = {
             "status.json": status.get("status") in STATUSES,

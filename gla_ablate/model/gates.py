@@ -92,6 +92,26 @@ class Gate(nn.Module):
 
 
 GATES: Registry[Gate] = Registry("gate")
+DIMENSIONS = dict(zip(DECAY_SHAPES, (None, 1, 3, 4, 4), strict=True))  # of g
+
+
+def both(decay: Decay) -> tuple[Tensor | None, Tensor | None]:
+    """g and gv of what a gate gives."""
+    return decay if isinstance(decay, tuple) else (decay, None)
+
+
+def as_stated(gate: Gate, decay: Decay) -> tuple[Tensor | None, Tensor | None]:
+    """`both`, if they are what the gate states: else a forgotten `return` would train as no gate at all.
+    Raises `ValueError`; the rest of a shape is the op's to check."""
+    stated = getattr(gate, "decay_shape", None)  # of a gate that isn't registered, perhaps nothing
+    given = decay if isinstance(decay, tuple) else (decay,)
+    wanted = 2 if stated == VALUED else 1
+    dimensions = [x.dim() if isinstance(x, Tensor) else None for x in given]
+    known = all(x is None or isinstance(x, Tensor) for x in given)  # the op says what else it got
+    if stated is not None and known and dimensions != [DIMENSIONS[stated]] * wanted:
+        got = ", ".join("None" if x is None else str(list(x.shape)) for x in given)
+        raise ValueError(f"gate {type(gate).__name__}: gave {got}, states decay_shape {stated!r}")
+    return both(decay)
 
 
 def register_gate(name: str) -> Callable[[type[Gate]], type[Gate]]:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gla_ablate.config import ModelConfig
-from gla_ablate.model.gates import Decay, Gate
+from gla_ablate.model.gates import Gate, as_stated
 from gla_ablate.model.norm import rms_norm
 from gla_ablate.model.rotary import rotate, rotations
 from gla_ablate.model.shapes import key_width, value_width
@@ -34,11 +34,6 @@ class RecurrentCache:
     state: Tensor  # [B, H, K, V], fp32
     inputs: dict[str, Tensor] = field(default_factory=dict)  # of the convolution of q, k, v: the last [B, W − 1, width]
     position: int = 0  # tokens seen
-
-
-def both(decay: Decay) -> tuple[Tensor | None, Tensor | None]:
-    """g and gv of what a gate gives."""
-    return decay if isinstance(decay, tuple) else (decay, None)
 
 
 class GLAMixer(nn.Module):
@@ -78,7 +73,7 @@ class GLAMixer(nn.Module):
         q = self.projected("q", y, cache)  # [B, T, H, K]
         k = None if self.gate.own_keys else self.projected("k", y, cache)  # [B, T, H, K]
         v = self.projected("v", y, cache)  # [B, T, H, V]
-        g, gv = both(self.gate(x))
+        g, gv = as_stated(self.gate, self.gate(x))
         k, v = self.gate.transform(g, self.gate.keys(g).to(v.dtype) if k is None else k, v)
         if self.rope:  # of k as the recurrence sees it: a gate may have replaced it
             turn = rotations(0 if cache is None else cache.position, q)

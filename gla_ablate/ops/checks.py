@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from gla_ablate.numeric import is_number, is_whole
+from gla_ablate.numeric import is_finite, is_number, is_whole
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CHUNK_SIZES = (16, 32, 64, 128, 256)
@@ -25,8 +25,15 @@ def check_tensor(name: str, x: object, q: Tensor) -> None:
         raise ValueError(f"{name}: got {type(x).__name__}, takes a tensor")
     if x.dtype not in DTYPES:
         raise ValueError(f"{name}: got dtype {x.dtype}, takes float32, bfloat16, float16 or float64")
+    if x.layout != torch.strided or x.is_nested:
+        raise ValueError(f"{name}: got a nested tensor or layout {x.layout}, takes a dense tensor of torch.strided")
     if x.device != q.device:
         raise ValueError(f"{name}: got a tensor on {x.device}, takes one on q's device, {q.device}")
+
+
+def check_channels(name: str, x: Tensor) -> None:
+    if not 1 <= x.shape[-1] <= MAX_HEAD_DIM:
+        raise ValueError(f"{name}: got {x.shape[-1]} channels a head, takes 1 to {MAX_HEAD_DIM}")
 
 
 def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, takes: str) -> None:
@@ -38,6 +45,7 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor
             raise ValueError(f"{name}: got shape {shape(x)}, takes {takes}")
     if not q.shape[-2]:
         raise ValueError(f"q: got shape {shape(q)}, takes at least one head")
+    check_channels("q", q)
     if k.shape != q.shape:
         heads, own = q.shape[-2], k.shape[-2]
         if (*k.shape[:-2], k.shape[-1]) != (*q.shape[:-2], q.shape[-1]) or not own or heads % own:
@@ -45,9 +53,7 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor
     if v.shape[:-1] != k.shape[:-1]:
         rows = ", ".join(map(str, k.shape[:-1]))
         raise ValueError(f"v: got shape {shape(v)}, takes [{rows}, V] to go with k {shape(k)}")
-    for name, x in (("q", q), ("v", v)):
-        if not 1 <= x.shape[-1] <= MAX_HEAD_DIM:
-            raise ValueError(f"{name}: got {x.shape[-1]} channels a head, takes 1 to {MAX_HEAD_DIM}")
+    check_channels("v", v)
     if g is not None:
         check_tensor("g", g, q)
         kinds = ((k.shape[-2],), tuple(k.shape[:-1]), tuple(k.shape))
@@ -98,9 +104,13 @@ def check_arguments(
 
 def check_scale(scale: Any) -> None:
     """Raises `ValueError` for all but None and a finite number; a tensor would get no gradient."""
-    if scale is None or torch.compiler.is_compiling():  # there a number may be a symbol, with no value to look at
+    if scale is None:
         return
-    if not (is_number(scale) and math.isfinite(scale)):
+    if torch.compiler.is_compiling():  # a number may be a symbol, with no value to look at
+        wrong = isinstance(scale, (Tensor, str, bool))
+    else:
+        wrong = not (is_number(scale) and is_finite(scale))
+    if wrong:
         got = type(scale).__name__ if isinstance(scale, Tensor) else repr(scale)
         raise ValueError(f"scale: got {got}, takes a finite number or None")
 
@@ -118,6 +128,35 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> int:
     return cu_seqlens.shape[0] - 1
 
 
+def check_offsets(ends: list[int], T: int) -> None:
+    """The values of `cu_seqlens`. Raises `ValueError`."""
+    if ends[0] != 0 or ends[-1] != T or any(a > b for a, b in pairwise(ends)):
+        raise ValueError(f"cu_seqlens: got {ends}, takes offsets that rise from 0 to T = {T}")
+
+
+def check_derivatives(name: str, *given: Tensor | None) -> None:
+    """That nothing is differentiated but by autograd, backward: kernels know nothing of other derivatives, which would
+    come out as zero, or fail inside PyTorch. `name`: of the function, for the `RuntimeError`."""
+    if torch.compiler.is_compiling():
+        return
+    tensors = [x for x in given if x is not None]
+    # PyTorch tells neither in public
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(f"{name} has no forward-mode derivative here; backend='torch' does")
+    if torch._C._are_functorch_transforms_active() and any(map(is_differentiated, tensors)):
+        raise RuntimeError(f"{name} has no derivative of torch.func's here; torch.autograd's or backend='torch' do")
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """By a transform of `torch.func`, several of which may be around a tensor, also around one that it leaves alone."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x) and x.requires_grad:
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
+
+
 def check_values(q: Tensor, g: Tensor | None, gv: Tensor | None, cu_seqlens: Tensor | None) -> None:
     """What costs a read of the data: gates ≤ 0 and not NaN, `cu_seqlens` rising from 0 to T. Raises `ValueError`."""
     for name, gate in (("g", g), ("gv", gv)):
@@ -125,6 +164,4 @@ def check_values(q: Tensor, g: Tensor | None, gv: Tensor | None, cu_seqlens: Ten
             where = tuple(wrong.nonzero()[0].tolist())
             raise ValueError(f"{name}: got {gate[where].item()} at index {list(where)}, takes log decays ≤ 0")
     if cu_seqlens is not None:
-        ends = cu_seqlens.tolist()
-        if ends[0] != 0 or ends[-1] != q.shape[1] or any(a > b for a, b in pairwise(ends)):
-            raise ValueError(f"cu_seqlens: got {ends}, takes offsets that rise from 0 to T = {q.shape[1]}")
+        check_offsets(cu_seqlens.tolist(), q.shape[1])

@@ -17,6 +17,8 @@ the pair (i, i), which no gate touches, is kept out of the products, since it wo
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -35,6 +37,14 @@ def suffix(g: Tensor) -> Tensor:
     return pad(g[..., 1:, :].flip(-2).cumsum(-2).flip(-2), (0, 0, 0, 1))
 
 
+def inside(d: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(d) and exp(−d) of a block's rows `[..., rows, K]`, for what reads and what writes there. 0 for the first row,
+    which reads from no other, and the last, to which none writes: theirs are the largest, and might not be finite times
+    k or v."""
+    o = torch.arange(d.shape[-2], device=d.device)[:, None]
+    return d.masked_fill(o == 0, -math.inf).exp(), (-d).masked_fill(o == d.shape[-2] - 1, -math.inf).exp()
+
+
 def channel_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
     """Scores inside chunks `[..., C, C]` (zero above the diagonal) for gates on channels; q, k, g `[..., C, K]`,
     of which k and g are broadcast."""
@@ -43,7 +53,8 @@ def channel_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
     step = g.clamp(min=bound).unflatten(-2, (C // block, 2, block // 2))
     d = torch.stack((-suffix(step[..., 0, :, :]), prefix(step[..., 1, :, :])), -3).flatten(-3, -2)
     qb, kb = (x.unflatten(-2, (C // block, block)) for x in (q, k))
-    inner = ((qb * d.exp()) @ (kb * (-d).exp()).mT).tril(-1) + torch.diag_embed((qb * kb).sum(-1))
+    reads, writes = inside(d)
+    inner = ((qb * reads) @ (kb * writes).mT).tril(-1) + torch.diag_embed((qb * kb).sum(-1))
     scores = inner  # [..., segments, w, w], joined in pairs until one segment is left
     w = block
     while w < C:
@@ -72,7 +83,8 @@ def channel_mix(scores: Tensor, v: Tensor, gv: Tensor) -> Tensor:
     block, bound = BLOCK[gv.dtype]
     step = gv.clamp(min=bound).unflatten(-2, (C // block, 2, block // 2))
     d = torch.stack((-suffix(step[..., 0, :, :]), prefix(step[..., 1, :, :])), -3).flatten(-3, -2)
-    inner = squares(scores, block).tril(-1) @ (v.unflatten(-2, (C // block, block)) * (-d).exp()) * d.exp()
+    reads, writes = inside(d)
+    inner = squares(scores, block).tril(-1) @ (v.unflatten(-2, (C // block, block)) * writes) * reads
     o = inner.flatten(-3, -2) + scores.diagonal(dim1=-2, dim2=-1)[..., None] * v
     w = block
     while w < C:

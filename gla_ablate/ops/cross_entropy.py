@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gla_ablate.ops.checks import check_derivatives
 from gla_ablate.ops.op import resolve_backend
 
 # Logits that are there at a time. The kernel keeps them in 16 bits and turns them into their gradient in place; plain
@@ -22,7 +23,7 @@ AT_ONCE = {"torch": 2**25, "triton": 2**27}
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, backend: str = "auto") -> Tensor:
-    """The mean over N tokens of −log softmax(hidden · weightᵀ)[target], fp32, a scalar.
+    """The mean over N tokens of −log softmax(hidden · weightᵀ)[target], a scalar in fp32 (fp64 for fp64 inputs).
 
     Args:
         hidden: `[N, D]`, weight: `[vocab, D]`; floating point. Under autocast the products are in its dtype, else in
@@ -33,19 +34,23 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, bac
     Where all logits are few they are formed as one, by PyTorch's own functions. Else gradients are formed with the
     loss; there is no second derivative.
 
-    Raises `ValueError` for shapes that don't fit, and `RuntimeError` where a second derivative is asked for.
+    Raises `ValueError` for shapes that don't fit, and, where logits are many, `RuntimeError` for a second derivative, a
+    forward-mode one and `torch.func`'s.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden, weight: got {list(hidden.shape)}, {list(weight.shape)}, take [N, D], [vocab, D]")
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets: got {list(targets.shape)}, takes {list(hidden.shape[:1])}")
-    if hidden.shape[0] * weight.shape[0] <= AT_ONCE["torch"]:
-        return F.cross_entropy(F.linear(hidden, weight).float(), targets)
     kind = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    if torch.is_autocast_enabled(kind):
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if casts:
         dtype = torch.get_autocast_dtype(kind)
     plain = resolve_backend(backend, hidden.device, dtype) == "torch"
+    if hidden.shape[0] * weight.shape[0] <= AT_ONCE["torch"]:
+        logits = F.linear(hidden, weight) if casts else F.linear(hidden.to(dtype), weight.to(dtype))
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+    check_derivatives("linear_cross_entropy in chunks", hidden, weight)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     total, _, _ = torch.ops.gla_ablate.head_loss(hidden.to(dtype), weight, targets, dtype, plain, learns)
     return total / hidden.shape[0]

@@ -112,9 +112,18 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
-        # traced, or with create_graph, by way of the operator, which says that there is no second derivative
+        # traced, or with create_graph, by way of the operator, which says that there is no second derivative; and where
+        # several gradients come in at once, which it takes one after the other
         traced = torch.compiler.is_compiling() or torch.is_grad_enabled()
+        if not traced:
+            traced = any(x is not None and is_batched(x) for x in incoming)
         return gradients(ctx, *incoming, kernels=backward if traced else backward_kernels)
+
+
+def is_batched(x: Tensor) -> bool:
+    """By a vmap: autograd's own (`is_grads_batched`) or that of `torch.func`."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

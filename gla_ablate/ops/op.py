@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gla_ablate.ops.checks import check_arguments, check_scale, check_values, promoted
+from gla_ablate.ops.checks import (
+    check_arguments,
+    check_derivatives,
+    check_offsets,
+    check_scale,
+    check_values,
+    promoted,
+)
 from gla_ablate.ops.chunkwise import chunkwise
 
 BACKENDS = ("auto", "triton", "torch")
@@ -76,12 +85,15 @@ def gated_linear_attention(
         scale: of q; `K ** -0.5` unless given.
         initial_state: `[N, H, K, V]` fp32 (fp64 for fp64 inputs), N = B, or the number of packed sequences.
         output_final_state: return the state after the last token, in the same shape and dtype.
-        cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1; sequences may be empty.
+        cu_seqlens: `[N + 1]` int32 or int64, offsets of N sequences packed into B = 1, which rise from 0 to T;
+            sequences may be empty. Others are the caller's error: the kernels on a GPU would read and write past the
+            tensors, so there only `check_inputs` finds them. The torch backend reads them, so it can't be traced with
+            them.
         chunk_size: 16, 32, 64, 128, 256 or "auto", the fastest. Changes speed and memory, never the result beyond
             rounding. The kernels keep a state a chunk for the backward, for fp32 and fp16 inputs one every 32 tokens or
             less.
         backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), "auto".
-        check_inputs: also read the values of g and cu_seqlens, which on a GPU waits for them.
+        check_inputs: also read the values of g, gv and cu_seqlens, which on a GPU waits for them.
         recompute: keep nothing but the inputs for the backward, which forms scores and states anew (Triton): less
             memory, more time.
 
@@ -89,7 +101,8 @@ def gated_linear_attention(
         o `[B, T, G·H, V]` in the dtype of the (promoted) inputs, and the final state or None.
 
     Raises:
-        ValueError: naming the argument, what it got and what it takes. RuntimeError on a second derivative (Triton).
+        ValueError: naming the argument, what it got and what it takes. With the Triton backend RuntimeError on a second
+            derivative, a forward-mode one and `torch.func`'s, all of which the torch backend has.
 
     Precision: any g ≤ 0 gives finite results and gradients. Inside a diagonal block of 16 rows (8 for fp32) a step that
     decays by more than exp(−9) (fp32: exp(−18)) may count as that much; across blocks decay is exact.
@@ -102,7 +115,7 @@ def gated_linear_attention(
         check_values(q, g, gv, cu_seqlens)
     device = q.device.type
     dtype = promoted(q, k, v)
-    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+    if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     kind = resolve_backend(backend, q.device, dtype)
@@ -111,9 +124,10 @@ def gated_linear_attention(
     g, gv = (None if x is None else x.to(wide) for x in (g, gv))
     start = None if initial_state is None else initial_state.to(wide)
     if kind == "torch":
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             o, end = packed_chunkwise(q.to(wide) * scale, k.to(wide), v.to(wide), g, gv, start, cu_seqlens, chunk)
         return o.to(dtype), end if output_final_state else None
+    check_derivatives("gated_linear_attention", q, k, v, g, gv, start)
     from gla_ablate.ops import library  # Triton takes a while to import, and some machines have none
 
     q, k, v = (x.to(dtype).resolve_neg().contiguous() for x in (q, k, v))
@@ -126,6 +140,11 @@ def gated_linear_attention(
     return o, end if output_final_state else None
 
 
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Some kinds of device, like meta, have none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 def packed_chunkwise(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, start: Tensor | None,
     cu_seqlens: Tensor | None, chunk: int,
@@ -135,6 +154,7 @@ def packed_chunkwise(
     if cu_seqlens is None:
         return chunkwise(q, k, v, g, gv, q.new_zeros(q.shape[0], H, K, V) if start is None else start, chunk)
     ends = cu_seqlens.tolist()
+    check_offsets(ends, q.shape[1])
     start = q.new_zeros(len(ends) - 1, H, K, V) if start is None else start
     parts = []
     for i, (a, b) in enumerate(pairwise(ends)):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gla_ablate.ops.checks import check_operands, check_scale, check_tensor, promoted, shape
-from gla_ablate.ops.op import resolve_backend
+from gla_ablate.ops.checks import check_derivatives, check_operands, check_scale, check_tensor, promoted, shape
+from gla_ablate.ops.op import resolve_backend, without_autocast
 
 
 def gated_linear_attention_step(
@@ -55,6 +55,7 @@ def gated_linear_attention_step(
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     if resolve_backend(backend, q.device, dtype) == "torch":
         return plain(q, k, v, g, gv, state, scale, dtype)
+    check_derivatives("gated_linear_attention_step", q, k, v, g, gv, state)
     return torch.ops.gla_ablate.step(q, k, v, g, gv, state, scale)
 
 
@@ -76,6 +77,8 @@ def check_arguments(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tenso
         raise ValueError(
             f"state: got strides {list(state.stride())}, takes a contiguous tensor, which it updates in place"
         )
+    if not torch.compiler.is_compiling() and state.is_neg():
+        raise ValueError("state: got a tensor that is negated when it is read, takes one that isn't: resolve_neg()")
     if state.requires_grad:
         raise ValueError("state: got a tensor that requires grad, takes one that doesn't: state.detach()")
     if torch.is_grad_enabled():
@@ -94,14 +97,19 @@ def plain(
 ) -> Tensor:  # fmt: skip
     """The `"torch"` backend: the same in plain PyTorch, in the state's dtype."""
     q, k, v = (x.to(state.dtype) for x in (q, k, v))
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
+        # before the state changes, of which they may be views
+        written = k[..., :, None] * v[..., None, :]
+        reads = scale * (q.unflatten(1, (k.shape[1], -1)) if q.shape != k.shape else q[..., None, :])  # [B, H, G, K]
+        factors = []
         if g is not None:
-            state *= g.to(state.dtype).exp()[(..., None) if g.dim() == 3 else (..., None, None)]
+            factors.append(g.to(state.dtype).exp()[(..., None) if g.dim() == 3 else (..., None, None)])
         if gv is not None:
-            state *= gv.to(state.dtype).exp()[..., None, :]
-        state += k[..., :, None] * v[..., None, :]
-        heads = q.unflatten(1, (k.shape[1], -1)) if q.shape != k.shape else q[..., None, :]  # [B, H, G, K]
-        return (scale * heads @ state).flatten(1, 2).to(dtype)
+            factors.append(gv.to(state.dtype).exp()[..., None, :])
+        for factor in factors:
+            state *= factor
+        state += written
+        return (reads @ state).flatten(1, 2).to(dtype)
 
 
 # The Triton kernel as an operator, so that `torch.compile` and `opcheck` know it. `torch.library.custom_op` would add

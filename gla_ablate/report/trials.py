@@ -118,9 +118,12 @@ def load_trial(
     metrics = read_metrics(folder / "metrics.csv")
     by_tag = dict(iter(metrics.groupby("metric")[["step", "value"]]))
     value, step, trouble = pick(by_tag.get(settings.metric), settings)
-    if metrics.empty and not curves.can_be_read(folder / "metrics.csv"):
-        trouble = "metrics.csv is damaged: the same command runs it again"
     status, reason = state(progress, result)
+    last = {tag: float(curve["value"].iloc[-1]) for tag, curve in by_tag.items()}
+    if status == "finished" and not curves.ends_as_told(last, result):
+        value, step, trouble = None, None, "metrics.csv is damaged: the same command runs it again"
+    elif metrics.empty and curves.read(curves.text_of(folder / "metrics.csv")) is None:
+        trouble = "metrics.csv is damaged: the same command runs it again"
     return Trial(
         id=id,
         point=point,

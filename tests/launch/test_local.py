@@ -179,6 +179,26 @@ def test_a_finished_trial_whose_curves_are_damaged_runs_again(launch, capsys, co
     assert f"{curves}.damaged: damaged, so set aside; the trial runs again" in capsys.readouterr().out
 
 
+LOGGED = "step,metric,value\n1,val/loss,3.0\n2,val/loss,2.5\n"
+
+
+@pytest.mark.parametrize("left", ["step,metric,value\n1,val/loss,3.0\n", LOGGED[:-5], "", None], ids=str)
+def test_a_finished_trial_whose_curves_were_cut_short_runs_again(launch, capsys, left):
+    launch("good")
+    home = launch.folder / "good"
+    (home / "result.json").write_text('{"metrics": {"val/loss": 2.5, "val/odd": NaN}, "steps": 2}')
+    (home / "metrics.csv").write_text(LOGGED + "2,val/odd,nan\n")
+    launch("good")
+    assert launch.ran == []
+    (home / "metrics.csv").unlink()
+    if left is not None:
+        (home / "metrics.csv").write_text(left)
+    launch("good")
+    assert launch.ran == ["good"] and launch.state("good").status == "finished"
+    aside = home / ("result.json.damaged" if left is None else "metrics.csv.damaged")
+    assert aside.exists() and f"{aside}: damaged, so set aside; the trial runs again" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "reason"),
     [

@@ -20,8 +20,7 @@ from torch import Tensor
 from gla_ablate.config import ModelConfig
 from gla_ablate.errors import ConfigError
 from gla_ablate.model import DECAY_SHAPES, GATES, Gate, build_model, check_model, load_plugins, register_gate
-from gla_ablate.model.gates import VALUED
-from gla_ablate.model.mixer import both
+from gla_ablate.model.gates import VALUED, both
 
 PLUGINS = os.environ.get("GLA_ABLATE_PLUGINS", "")
 load_plugins(PLUGINS.split(os.pathsep) if PLUGINS else [])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gla_ablate.config import ModelConfig
-from gla_ablate.model import GATES, Gate, build_model, check_model, register_gate
+from gla_ablate.model import GATES, Gate, GateShape, build_model, check_model, register_gate
 from gla_ablate.model import mixer as mixers
 from gla_ablate.model.rotary import rotate, rotations
 from gla_ablate.model.short_conv import ShortConv
@@ -191,3 +193,34 @@ def test_a_hybrid_compiles_without_a_graph_break():
     torch.testing.assert_close(compiled(tokens), model(tokens))
     compiled(tokens).logsumexp(-1).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("stated", "gives", "got"),
+    [
+        ("[B,T,H]", lambda x: None, "None"),
+        ("none", lambda x: -x[..., :2].abs(), "[1, 5, 2]"),
+        ("[H]", lambda x: -x[..., :2].abs(), "[1, 5, 2]"),
+        ("[B,T,H]", lambda x: -torch.ones(2), "[2]"),
+        ("[B,T,H]", lambda x: (-x[..., :2].abs(), -x[..., :2].abs()), "[1, 5, 2], [1, 5, 2]"),
+        ("[B,T,H,K], [B,T,H,V]", lambda x: -x.unflatten(-1, (2, -1)).abs(), "[1, 5, 2, 8]"),
+    ],
+    ids=["no return", "instead of none", "more than a head's", "less than a token's", "two", "one of two"],
+)
+def test_a_gate_that_gives_another_shape_than_it_states_is_told(stated, gives, got, scratch_registry):
+    """Else a forgotten `return` would train, and be reported, as a gate."""
+
+    @register_gate("other")
+    class Other(Gate):
+        decay_shape = stated
+
+        def __init__(self, shape: GateShape) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor) -> Any:
+            return gives(x)
+
+    config = check_model(ModelConfig(dim=16, layers=1, heads=2, gate={"name": "other"}))
+    model = build_model(config, vocab_size=17, seed=0)
+    with pytest.raises(ValueError, match=re.escape(f"gate Other: gave {got}, states decay_shape {stated!r}")):
+        model(torch.zeros(1, 5, dtype=torch.long))

@@ -52,6 +52,9 @@ REFUSED = {
     "no channels": ({"q": torch.randn(B, T, H, 0), "k": torch.randn(B, T, H, 0)}, "q: got 0 channels"),
     "g of the batch's size": ({"g": torch.zeros(B)}, "g: got shape"),
     "g of value channels": ({"g": torch.zeros(B, T, H, V)}, "g: got shape"),
+    "q sparse": ({"q": torch.randn(B, T, H, K).to_sparse()}, "q: got a nested tensor or layout torch.sparse_coo"),
+    "q of other channels than k, none": ({"q": torch.randn(B, T, H, 0)}, "q: got 0 channels"),
+    "a scale that no float holds": ({"scale": 10**400}, "scale: got 1000"),
     "g of integers": ({"g": torch.zeros(H, dtype=torch.int32)}, "g: got dtype"),
     "state of another shape": ({"initial_state": torch.zeros(B, H, V, K)}, "initial_state: got shape"),
     "state in bf16": ({"initial_state": torch.zeros(B, H, K, V, dtype=torch.bfloat16)}, "initial_state: got dtype"),
@@ -245,3 +248,52 @@ def test_autocast_sets_the_dtype_as_for_a_matrix_product(backend: str) -> None:
     assert o.dtype == torch.bfloat16
     full, _ = gated_linear_attention(**given, backend="torch")
     assert (o.float() - full).norm() <= 1e-2 * full.norm()
+
+
+OFFSETS = {"short": [0, 4], "long": [0, T + 4], "falling": [0, 6, 4, T], "from 1 on": [1, T]}
+
+
+@pytest.mark.parametrize("ends", OFFSETS.values(), ids=OFFSETS)
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_offsets_are_looked_at_where_that_costs_nothing(backend: str, ends: list[int]) -> None:
+    given = {name: x[:1] for name, x in arguments().items()}
+    free = backend == "torch" or not GPU  # on a GPU the kernels would have to be waited for
+    with pytest.raises(ValueError, match=f"takes offsets that rise from 0 to T = {T}"):
+        gated_linear_attention(
+            **given, cu_seqlens=torch.tensor(ends, device=DEVICE), backend=backend, check_inputs=not free
+        )
+
+
+@pytest.mark.skipif(GPU, reason="there it is right")
+def test_bfloat16_is_refused_by_the_interpreter_whose_products_are_wrong() -> None:
+    given = {name: x.bfloat16() for name, x in arguments().items()}
+    with pytest.raises(ValueError, match="backend: got 'triton' with bfloat16 in Triton's interpreter"):
+        gated_linear_attention(**given, backend="triton")
+
+
+def test_a_device_that_has_no_autocast_will_do() -> None:
+    given = {name: x.to("meta") for name, x in arguments().items()}
+    o, state = gated_linear_attention(**given, output_final_state=True, backend="torch")
+    assert o.shape == (B, T, H, V) and state is not None and state.shape == (B, H, K, V)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), True, "1"], ids=str)
+def test_a_scale_that_is_no_number_is_refused_while_tracing_too(scale: Any) -> None:
+    given = arguments()
+    compiled = torch.compile(
+        lambda scale: gated_linear_attention(**given, scale=scale, backend="torch")[0], backend="eager"
+    )
+    with pytest.raises(ValueError, match="scale: got"):
+        compiled(scale)
+
+
+@pytest.mark.parametrize("side", ["keys", "values"])
+def test_large_numbers_stay_finite_under_strong_gates_on_the_torch_backend(side: str) -> None:
+    """Inside a block the decay to a row that nobody reads would have made them infinite."""
+    one = torch.ones(1, 16, 1, 1, dtype=torch.float32, device=DEVICE)
+    large, gate = 1e6 * one, (-20 * one).requires_grad_()
+    leaves = [x.clone().requires_grad_() for x in (one, *((large, one) if side == "keys" else (one, large)))]
+    gates = {"g": gate} if side == "keys" else {"gv": gate}
+    o, _ = gated_linear_attention(*leaves, **gates, backend="torch")
+    torch.testing.assert_close(o, large)
+    assert all(x.isfinite().all() for x in torch.autograd.grad(o.sum(), (*leaves, gate)))

@@ -169,6 +169,20 @@ def test_the_torch_backend_launches_nothing(launches: list[tuple[int, dict[str, 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("view", ["q", "k", "v"])
+def test_what_is_read_may_be_a_view_of_the_state(view: str, backend: str) -> None:
+    q, k, v, g, state = token(Case(kind="channel", B=2, K=16, V=16))
+    given = {"q": q, "k": k, "v": v, "g": g}
+    want_state = state.clone()
+    want = gated_linear_attention_step(
+        **given | {view: state[:, :, 0].clone()}, state=want_state, scale=1.0, backend=backend
+    )
+    o = gated_linear_attention_step(**given | {view: state[:, :, 0]}, state=state, scale=1.0, backend=backend)
+    torch.testing.assert_close(o, want)
+    torch.testing.assert_close(state, want_state)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_empty_batch_gives_an_empty_output(backend: str) -> None:
     q, k, v, g, state = token(Case())
     assert gated_linear_attention_step(q[:0], k[:0], v[:0], g[:0], state[:0], backend=backend).shape == v[:0].shape

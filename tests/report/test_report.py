@@ -330,3 +330,16 @@ def test_a_trial_whose_curves_are_damaged_does_not_count_and_says_so(folder, con
         "logged no val/loss" if content.endswith(b"\xff") else "metrics.csv is damaged: the same command runs it again"
     )
     assert wanted in text and "2.000" in text
+
+
+@pytest.mark.parametrize("left", ["step,metric,value\n10,val/loss,3.0\n", "step,metric,value\n", "", None], ids=str)
+def test_a_finished_trial_whose_curves_were_cut_short_does_not_count(folder, left):
+    told = {"metrics": {"val/loss": 1.5}}
+    folder.add({"model.heads": 1}, curves={"val/loss": [3.0, 1.5]}, result=told)
+    short = folder.add({"model.heads": 2}, curves={"val/loss": [3.0, 1.5]}, result=told)
+    write_report(folder.save())
+    assert "damaged" not in (folder.path / "report/report.md").read_text()
+    (short / "metrics.csv").unlink() if left is None else (short / "metrics.csv").write_text(left)
+    write_report(folder.path)
+    text = (folder.path / "report/report.md").read_text()
+    assert "metrics.csv is damaged: the same command runs it again" in text and "3.000" not in text

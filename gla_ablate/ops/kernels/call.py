@@ -10,6 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from gla_ablate.ops.checks import check_offsets
 from gla_ablate.ops.kernels import cutting
 from gla_ablate.ops.kernels.common import CHANNEL, HEAD, LOG2E, NONE, TOKEN
 from gla_ablate.ops.kernels.cutting import FILLED, Segments
@@ -212,6 +213,8 @@ class Call:
         made: dict[str, Tensor | None] = {"cu_seqlens": self.cu_seqlens, **dict.fromkeys(TABLES)}
         if self.cu_seqlens is None:
             return made
+        if self.cu_seqlens.is_cpu:  # in the interpreter, where it costs nothing; past the tensors is another's memory
+            check_offsets(self.cu_seqlens.tolist(), self.q.shape[1])
         start = 0
         for name, rows in self.rows.items():
             x = self.memory[start : start + rows * TABLES[name]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -36,6 +37,11 @@ def launch(kernel: Any, grid: int, key: Any = None, **arguments: Any) -> None:
         return
     if not isinstance(kernel, JITFunction):  # the interpreter's, which compiles nothing, and takes any order
         assert [*arguments][: len(kernel.arg_names)] == [*kernel.arg_names], kernel.arg_names
+        if arguments.get("DTYPE") == tl.bfloat16:  # which only kernels with matrix products are given
+            raise ValueError(
+                "backend: got 'triton' with bfloat16 in Triton's interpreter, whose matrix products of it are wrong, "
+                "takes it on a GPU; float32 and float16 here, or 'torch'"
+            )
         kernel[(grid,)](**arguments)
         return
     values = tuple(arguments.values())
