@@ -40,7 +40,7 @@ def gated_linear_attention_step(
 
     Raises:
         ValueError: naming the argument, what it got and what it takes; also where gradients would be asked for. The
-            state is then as it was.
+            state is then as it was. With the Triton backend RuntimeError where a forward-mode derivative would be.
 
     On the Triton backend a call is one kernel that waits for nothing on the host and allocates o alone, so a CUDA graph
     can capture it.
