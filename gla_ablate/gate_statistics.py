@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from gla_ablate.distributed import largest, total
 from gla_ablate.model.gates import Decay
@@ -17,6 +19,7 @@ from gla_ablate.model.mixer import GLAMixer
 from gla_ablate.tracking import log_metrics
 
 HISTOGRAM_VALUES = 4096  # values drawn from a gate's output for a histogram
+TRIED = 64  # tokens on which a gate is tried before the first step
 
 
 class GateStatistics(L.Callback):
@@ -29,7 +32,8 @@ class GateStatistics(L.Callback):
     l counts all layers; those without a gate, softmax layers, have nothing of this. With a gate on values both are of
     numbers of the state, which decay by g + gv: those along its diagonal.
     Without decay, forget is 1 and memory `seq_len`. A gate that lets the state grow, g > 0, is no forget gate and fails
-    the trial with a `ValueError`: the op doesn't look at values, and the trial might even win.
+    the trial with a `ValueError`: the op doesn't look at values, and the trial might even win. Before the first step
+    each gate is tried on numbers like those of a norm, so that a wrong sign shows at once, not hours later.
     """
 
     def __init__(self, seq_len: int) -> None:
@@ -40,6 +44,11 @@ class GateStatistics(L.Callback):
         self._largest: dict[int, Tensor] = {}  # a layer: the largest g so far
         self._rows = 0
         self._counts = True  # whether the batch does
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        for layer, block in enumerate(module.model.blocks):
+            if isinstance(block.mixer, GLAMixer) and (most := tried(block.mixer, TRIED)) is not None:
+                check(layer, most)
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -77,8 +86,7 @@ class GateStatistics(L.Callback):
         if not self._sums:  # a model of softmax layers alone
             return
         for layer, most in zip(self._sums, largest(torch.stack([*self._largest.values()])).tolist(), strict=True):
-            if most > 0:
-                raise ValueError(f"the gate of layer {layer} gave a log decay of {most:g}, takes at most 0")
+            check(layer, most)
         sums = torch.stack([*self._sums.values()])  # [layers with a gate, 2, H]
         means = total(sums).cpu() / total(torch.full((), self._rows, device=sums.device)).item()
         scalars = {}
@@ -97,6 +105,27 @@ class GateStatistics(L.Callback):
                 tag = f"gate/layer{layer}/head{head}"
                 logger.experiment.add_histogram(f"{tag}/forget_histogram", g.exp(), step)
                 logger.experiment.add_histogram(f"{tag}/memory_histogram", memory_length(g, self.seq_len), step)
+
+
+def check(layer: int, most: float) -> None:
+    if most > 0:
+        raise ValueError(f"the gate of layer {layer} gave a log decay of {most:g}, takes at most 0")
+
+
+@torch.no_grad()
+def tried(mixer: GLAMixer, tokens: int) -> float | None:
+    """The largest log decay of its gate on so many tokens of a standard normal distribution; None where that can't be
+    told so. Of a copy, and the generators stay as they were: the trial is the same with it and without."""
+    weight = mixer.q_proj.weight
+    if isinstance(weight, DTensor):  # of which this process has a share alone
+        return None
+    x = torch.randn(1, tokens, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.device)
+    try:
+        with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+            g = copy.deepcopy(mixer.gate).eval().forward(x)  # past its hooks, which are others'
+            return highest(g, by_head(g, mixer.heads, x.device)).item()
+    except Exception:  # a plugin's gate can do anything; what is wrong with it the first step tells
+        return None
 
 
 def highest(g: Decay, values: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -8,13 +9,13 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
-from torch import nn
+from torch import Tensor, nn
 
 from gla_ablate.config import Config, ModelConfig
 from gla_ablate.data.module import DataModule
-from gla_ablate.gate_statistics import GateStatistics, by_head, memory_length
+from gla_ablate.gate_statistics import GateStatistics, by_head, memory_length, tried
 from gla_ablate.hparams import flat_hparams
-from gla_ablate.model import GATES, check_model
+from gla_ablate.model import GATES, Gate, GateShape, build_model, check_model, register_gate
 from gla_ablate.module import AblationModule
 from gla_ablate.tracking import MetricsCSV, NonFinite, Stopwatch, TrainingLog, declare_hparams
 from tests.registries import one_of_each_kind
@@ -235,6 +236,46 @@ def test_a_gate_that_lets_the_state_grow_is_found(tmp_path):
     )
     with pytest.raises(ValueError, match=r"the gate of layer 1 gave a log decay of 0\.\d+, takes at most 0"):
         trainer.validate(module, DataModule(MQAR | {"val_tokens": 64}, seed=0), verbose=False)
+
+
+def test_a_wrong_sign_is_found_before_the_first_step(tmp_path, scratch_registry):
+    @register_gate("grows")
+    class Grows(Gate):
+        decay_shape = "[B,T,H]"
+
+        def __init__(self, shape: GateShape) -> None:
+            super().__init__()
+            self.proj = torch.nn.Linear(shape.dim, shape.heads)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -torch.nn.functional.logsigmoid(self.proj(x)).float()
+
+    steps = []
+    module = AblationModule(Config(model=check_model(replace(MODEL, gate={"name": "grows"})), data=MQAR))
+    module.model.register_forward_hook(lambda *_: steps.append(1))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        logger=False,
+        callbacks=[GateStatistics(seq_len=16)],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(ValueError, match=r"the gate of layer 0 gave a log decay of \d\.\d+, takes at most 0"):
+        trainer.fit(module, DataModule(MQAR, seed=0))
+    assert steps == []
+
+
+@pytest.mark.parametrize("name", GATES.names())
+def test_to_try_a_gate_leaves_everything_as_it_was(name):
+    mixer = build_model(check_model(replace(MODEL, gate={"name": name})), vocab_size=17, seed=0).blocks[0].mixer
+    before, drawn = {key: x.clone() for key, x in mixer.state_dict().items()}, torch.random.get_rng_state()
+    most = tried(mixer, 8)
+    assert most is not None and most <= 0
+    assert torch.equal(torch.random.get_rng_state(), drawn) and mixer.gate.training
+    assert all(torch.equal(x, before[key]) for key, x in mixer.state_dict().items())
 
 
 def test_hyperparameters_have_the_same_keys_and_types_whatever_the_gate_and_the_data():

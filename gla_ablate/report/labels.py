@@ -102,14 +102,17 @@ def name_of(value: Mapping[str, Any]) -> str:
 
 
 def constant_options(values: Iterable[Any]) -> dict[str, frozenset[str]]:
-    """name → its options that have one and the same value wherever that name occurs."""
+    """name → its options that have one and the same value wherever that name occurs; of a mapping without a name beside
+    others that have one none, for they alone tell it apart."""
     seen: dict[str, list[dict[str, Any]]] = {}
     for value in values:
         if isinstance(value, Mapping):
             seen.setdefault(name_of(value), []).append(flatten(value))
     return {
         name: frozenset(
-            key for key in uses[0] if key != "name" and all(key in u and u[key] == uses[0][key] for u in uses)
+            key
+            for key in uses[0]
+            if key != "name" and (name or len(seen) == 1) and all(key in u and u[key] == uses[0][key] for u in uses)
         )
         for name, uses in seen.items()
     }

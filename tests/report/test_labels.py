@@ -72,6 +72,7 @@ def test_labels_of_a_whole_grid_are_distinct():
         ("optim", [{"lr": 1e-3, "weight_decay": 0.1}, {"lr": 2e-3}, {"lr": 2e-3, "weight_decay": 0.1}],
          ["lr=0.001 weight_decay=0.1", "lr=0.002", "lr=0.002 weight_decay=0.1"]),
         ("optim", [{}, {"lr": 2e-3}], ["optim=unchanged", "lr=0.002"]),
+        ("model.gate", [{"rank": 4}, {"name": "none"}], ["rank=4", "none"]),
         ("data", [{"name": "mqar", "pairs": 4}, {"name": "mqar", "pairs": 8}, {"name": "stdlib"}],
          ["mqar pairs=4", "mqar pairs=8", "stdlib"]),
     ],
