@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,5 +50,7 @@ def ends_as_told(last: Mapping[str, float], result: Mapping[str, Any] | None) ->
     if not isinstance(told, dict):
         return True
     return all(
-        name in last and (last[name] == value or math.isnan(value)) for name, value in told.items() if is_number(value)
+        name in last and (last[name] == value or value != value)  # NaN
+        for name, value in told.items()
+        if is_number(value)
     )

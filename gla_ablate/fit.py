@@ -124,6 +124,7 @@ def fit(
     if not first:
         return {}
     tensorboard.experiment.flush()
+    csv.close()
     vocab_size = data.source.vocab_size
     result: dict[str, Any] = {
         "metrics": csv.last,

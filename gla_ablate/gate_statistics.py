@@ -33,7 +33,8 @@ class GateStatistics(L.Callback):
     numbers of the state, which decay by g + gv: those along its diagonal.
     Without decay, forget is 1 and memory `seq_len`. A gate that lets the state grow, g > 0, is no forget gate and fails
     the trial with a `ValueError`: the op doesn't look at values, and the trial might even win. Before the first step
-    each gate is tried on numbers like those of a norm, so that a wrong sign shows at once, not hours later.
+    each gate is tried on numbers like those of a norm, so that a wrong sign shows at once, not hours later; not under
+    fsdp, where a process has its share of the weights alone.
     """
 
     def __init__(self, seq_len: int) -> None:
@@ -47,7 +48,7 @@ class GateStatistics(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         for layer, block in enumerate(module.model.blocks):
-            if isinstance(block.mixer, GLAMixer) and (most := tried(block.mixer, TRIED)) is not None:
+            if isinstance(block.mixer, GLAMixer) and (most := tried(block.mixer, min(TRIED, self.seq_len))) is not None:
                 check(layer, most)
 
     def on_validation_batch_start(
@@ -115,7 +116,7 @@ def check(layer: int, most: float) -> None:
 @torch.no_grad()
 def tried(mixer: GLAMixer, tokens: int) -> float | None:
     """The largest log decay of its gate on so many tokens of a standard normal distribution; None where that can't be
-    told so. Of a copy, and the generators stay as they were: the trial is the same with it and without."""
+    told so. Of a copy, and PyTorch's generators stay as they were: the trial is the same with it and without."""
     weight = mixer.q_proj.weight
     if isinstance(weight, DTensor):  # of which this process has a share alone
         return None

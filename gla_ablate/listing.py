@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 from rich import box
@@ -52,9 +53,8 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
     console.print(table)
     console.print(f"{len(trials)} trials, {total:,} tokens; nothing was started", highlight=False)
     console.print("memory: weights, gradients, optimiser, activations; libraries come on top", highlight=False)
-    for why, name in untraced.items():
-        text = f"memory of {name} isn't known, since its step can't be traced: {why}"
-        console.print(text, highlight=False, markup=False)
+    for text in untraced.values():
+        console.print(f"memory of {text}", highlight=False, markup=False)
     if durations:
         whole = clock(makespan([], durations, len(slots)))
         rest = f", and {unknown} trials unlike any that has run" if unknown else ""
@@ -65,8 +65,8 @@ def print_trials(trials: list[Trial], console: Console, out: Path, slots: list[d
 
 
 def _memory(trials: list[Trial], gpu: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """Of each trial, as text: of as many different ones as are traced in some ten seconds. And why some can't be, with
-    the first trial that can't for that reason."""
+    """Of each trial, as text: of as many different ones as are traced in some ten seconds. And why some can't be, a
+    line for each reason."""
     import torch
 
     from gla_ablate.compilation import resolve_compile, resolve_recompute
@@ -103,7 +103,9 @@ def _memory(trials: list[Trial], gpu: bool) -> tuple[dict[str, str], dict[str, s
                 texts[key] = f"{math.ceil(training_bytes(config, vocab_size, kind, bf16) / 2**20):,} MiB"
             except Untraced as why:
                 texts[key] = "–"
-                untraced.setdefault(str(why), trial.id)
+                # of models that fail alike, but for the shapes in the message, one is told
+                alike = re.sub(r"\d+", "#", str(why))
+                untraced.setdefault(alike, f"{trial.id} isn't known, since its step can't be traced: {why}")
         found[trial.id] = texts[key]
     return found, untraced
 

@@ -10,6 +10,7 @@ import csv
 import functools
 import math
 import operator
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,11 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self._file.write("".join(f"{step},{metric},{value!r}\n" for metric, value in metrics.items()))
         self.last.update(metrics)
+
+    def close(self) -> None:
+        """Also for those who read it on another machine, and hold it against what is written next."""
+        os.fsync(self._file.fileno())
+        self._file.close()
 
 
 class TrainingLog(L.Callback):

@@ -248,6 +248,7 @@ def test_a_wrong_sign_is_found_before_the_first_step(tmp_path, scratch_registry)
             self.proj = torch.nn.Linear(shape.dim, shape.heads)
 
         def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[1] <= 16  # as a gate with something of its own for each position would
             return -torch.nn.functional.logsigmoid(self.proj(x)).float()
 
     steps = []
@@ -268,8 +269,21 @@ def test_a_wrong_sign_is_found_before_the_first_step(tmp_path, scratch_registry)
     assert steps == []
 
 
-@pytest.mark.parametrize("name", GATES.names())
-def test_to_try_a_gate_leaves_everything_as_it_was(name):
+@pytest.mark.parametrize("name", [*GATES.names(), "draws"])
+def test_to_try_a_gate_leaves_everything_as_it_was(name, scratch_registry):
+    @register_gate("draws")
+    class Draws(Gate):
+        decay_shape = "[B,T,H]"
+
+        def __init__(self, shape: GateShape) -> None:
+            super().__init__()
+            self.heads = shape.heads
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return -torch.rand(*x.shape[:2], self.heads)
+
     mixer = build_model(check_model(replace(MODEL, gate={"name": name})), vocab_size=17, seed=0).blocks[0].mixer
     before, drawn = {key: x.clone() for key, x in mixer.state_dict().items()}, torch.random.get_rng_state()
     most = tried(mixer, 8)

@@ -104,6 +104,8 @@ def as_stated(gate: Gate, decay: Decay) -> tuple[Tensor | None, Tensor | None]:
     """`both`, if they are what the gate states: else a forgotten `return` would train as no gate at all.
     Raises `ValueError`; the rest of a shape is the op's to check."""
     stated = getattr(gate, "decay_shape", None)  # of a gate that isn't registered, perhaps nothing
+    if isinstance(decay, tuple) and len(decay) == 2 and decay[1] is None and stated != VALUED:
+        decay = decay[0]
     given = decay if isinstance(decay, tuple) else (decay,)
     wanted = 2 if stated == VALUED else 1
     dimensions = [x.dim() if isinstance(x, Tensor) else None for x in given]

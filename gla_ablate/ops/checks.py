@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -103,7 +104,8 @@ def check_arguments(
 
 
 def check_scale(scale: Any) -> None:
-    """Raises `ValueError` for all but None and a finite number; a tensor would get no gradient."""
+    """Raises `ValueError` for all but None and a finite number (while tracing, a number); a tensor would get no
+    gradient."""
     if scale is None:
         return
     if torch.compiler.is_compiling():  # a number may be a symbol, with no value to look at
@@ -134,27 +136,38 @@ def check_offsets(ends: list[int], T: int) -> None:
         raise ValueError(f"cu_seqlens: got {ends}, takes offsets that rise from 0 to T = {T}")
 
 
-def check_derivatives(name: str, *given: Tensor | None) -> None:
+def check_derivatives(name: str, instead: str, *given: Tensor | None) -> None:
     """That nothing is differentiated but by autograd, backward: kernels know nothing of other derivatives, which would
-    come out as zero, or fail inside PyTorch. `name`: of the function, for the `RuntimeError`."""
+    come out as zero, or fail inside PyTorch. `name`: of the function, and what does `instead`, for the `RuntimeError`.
+    While tracing nothing is looked at."""
     if torch.compiler.is_compiling():
         return
     tensors = [x for x in given if x is not None]
     # PyTorch tells neither in public
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        raise RuntimeError(f"{name} has no forward-mode derivative here; backend='torch' does")
-    if torch._C._are_functorch_transforms_active() and any(map(is_differentiated, tensors)):
-        raise RuntimeError(f"{name} has no derivative of torch.func's here; torch.autograd's or backend='torch' do")
+    if forward_ad._current_level >= 0 and any(map(has_tangent, tensors)):
+        raise RuntimeError(f"{name} has no forward-mode derivative here; {instead} does")
+    transformed = torch.is_grad_enabled() and torch._C._are_functorch_transforms_active()
+    if transformed and any(map(is_differentiated, tensors)):
+        raise RuntimeError(f"{name} has no derivative of torch.func's here; torch.autograd's does, or {instead}")
+
+
+def layers(x: Tensor) -> Iterator[Tensor]:
+    """x as it is seen through each of the transforms of `torch.func` around it, several perhaps, then itself."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        yield x
+        x = functorch.get_unwrapped(x)
+    yield x
+
+
+def has_tangent(x: Tensor) -> bool:
+    batched = torch._C._functorch.is_batchedtensor  # which has its tangents below
+    return any(forward_ad.unpack_dual(y).tangent is not None for y in layers(x) if not batched(y))
 
 
 def is_differentiated(x: Tensor) -> bool:
-    """By a transform of `torch.func`, several of which may be around a tensor, also around one that it leaves alone."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_gradtrackingtensor(x) and x.requires_grad:
-            return True
-        x = functorch.get_unwrapped(x)
-    return False
+    """By a transform of `torch.func`, which is around tensors that it leaves alone, too."""
+    return any(torch._C._functorch.is_gradtrackingtensor(y) and y.requires_grad for y in layers(x))
 
 
 def check_values(q: Tensor, g: Tensor | None, gv: Tensor | None, cu_seqlens: Tensor | None) -> None:

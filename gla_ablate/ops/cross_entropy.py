@@ -43,14 +43,14 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, bac
         raise ValueError(f"targets: got {list(targets.shape)}, takes {list(hidden.shape[:1])}")
     kind = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    casts = dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if casts:
         dtype = torch.get_autocast_dtype(kind)
-    plain = resolve_backend(backend, hidden.device, dtype) == "torch"
     if hidden.shape[0] * weight.shape[0] <= AT_ONCE["torch"]:
         logits = F.linear(hidden, weight) if casts else F.linear(hidden.to(dtype), weight.to(dtype))
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
-    check_derivatives("linear_cross_entropy in chunks", hidden, weight)
+    plain = resolve_backend(backend, hidden.device, dtype) == "torch"
+    check_derivatives("linear_cross_entropy in chunks", "F.cross_entropy of F.linear", hidden, weight)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     total, _, _ = torch.ops.gla_ablate.head_loss(hidden.to(dtype), weight, targets, dtype, plain, learns)
     return total / hidden.shape[0]

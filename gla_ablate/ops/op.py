@@ -102,7 +102,8 @@ def gated_linear_attention(
 
     Raises:
         ValueError: naming the argument, what it got and what it takes. With the Triton backend RuntimeError on a second
-            derivative, a forward-mode one and `torch.func`'s, all of which the torch backend has.
+            derivative, a forward-mode one and `torch.func`'s, all of which the torch backend has. (Under
+            `torch.compile` forward-mode ones aren't found, and are zero.)
 
     Precision: any g ≤ 0 gives finite results and gradients. Inside a diagonal block of 16 rows (8 for fp32) a step that
     decays by more than exp(−9) (fp32: exp(−18)) may count as that much; across blocks decay is exact.
@@ -127,7 +128,7 @@ def gated_linear_attention(
         with without_autocast(device):
             o, end = packed_chunkwise(q.to(wide) * scale, k.to(wide), v.to(wide), g, gv, start, cu_seqlens, chunk)
         return o.to(dtype), end if output_final_state else None
-    check_derivatives("gated_linear_attention", q, k, v, g, gv, start)
+    check_derivatives("gated_linear_attention", "backend='torch'", q, k, v, g, gv, start)
     from gla_ablate.ops import library  # Triton takes a while to import, and some machines have none
 
     q, k, v = (x.to(dtype).resolve_neg().contiguous() for x in (q, k, v))

@@ -29,7 +29,8 @@ def gated_linear_attention_step(
             backend); computed with in fp32 (fp64 if one of them is float64). Autocast changes nothing here.
         g: log forget gate ≤ 0 (nats), computed with like q: None, `[H]` (one fixed decay a head), `[B, H]` (a head
             and token) or `[B, H, K]` (a channel). −inf is allowed. A gate above 0 or NaN is the caller's error.
-        state: S `[B, H, K, V]`, contiguous, fp32 (fp64 for fp64 inputs); overwritten. It has to be given: zeros at the
+        state: S `[B, H, K, V]`, contiguous, fp32 (fp64 for fp64 inputs), no memory of which q, k, v or a gate share on
+            the Triton backend; overwritten. It has to be given: zeros at the
             start of a sequence, or the final state that `gated_linear_attention` gives for a prompt.
         gv: log forget gate ≤ 0 on the channels of v, `[B, H, V]`, or None.
         scale: of q; `K ** -0.5` unless given.
@@ -55,7 +56,7 @@ def gated_linear_attention_step(
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     if resolve_backend(backend, q.device, dtype) == "torch":
         return plain(q, k, v, g, gv, state, scale, dtype)
-    check_derivatives("gated_linear_attention_step", q, k, v, g, gv, state)
+    check_derivatives("gated_linear_attention_step", "backend='torch'", q, k, v, g, gv, state)
     return torch.ops.gla_ablate.step(q, k, v, g, gv, state, scale)
 
 

@@ -224,3 +224,17 @@ def test_a_gate_that_gives_another_shape_than_it_states_is_told(stated, gives, g
     model = build_model(config, vocab_size=17, seed=0)
     with pytest.raises(ValueError, match=re.escape(f"gate Other: gave {got}, states decay_shape {stated!r}")):
         model(torch.zeros(1, 5, dtype=torch.long))
+
+
+def test_a_gate_may_say_that_it_has_none_on_values(scratch_registry):
+    gates = [register_gate(name)(type(name, (Gate,), {
+        "decay_shape": "[B,T,H]",
+        "__init__": lambda self, shape: Gate.__init__(self),
+        "forward": lambda self, x, gives=gives: gives(-x[..., :2].abs()),
+    })) for name, gives in (("Alone", lambda g: g), ("Pair", lambda g: (g, None)))]  # fmt: skip
+    models = [
+        build_model(check_model(ModelConfig(dim=16, layers=1, heads=2, gate={"name": gate.__name__})), 17, seed=0)
+        for gate in gates
+    ]
+    tokens = torch.arange(5)[None]
+    assert torch.equal(*(model(tokens) for model in models))

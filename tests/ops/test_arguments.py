@@ -281,9 +281,9 @@ def test_a_device_that_has_no_autocast_will_do() -> None:
 def test_a_scale_that_is_no_number_is_refused_while_tracing_too(scale: Any) -> None:
     given = arguments()
     compiled = torch.compile(
-        lambda scale: gated_linear_attention(**given, scale=scale, backend="torch")[0], backend="eager"
+        lambda scale: gated_linear_attention(**given, scale=scale, backend="torch")[0], fullgraph=True, backend="eager"
     )
-    with pytest.raises(ValueError, match="scale: got"):
+    with pytest.raises(Exception, match=r"scale: got .*, takes a finite number"):  # of Dynamo's, or a ValueError
         compiled(scale)
 
 

@@ -168,16 +168,15 @@ def test_the_torch_backend_launches_nothing(launches: list[tuple[int, dict[str, 
     assert launches == []
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("view", ["q", "k", "v"])
-def test_what_is_read_may_be_a_view_of_the_state(view: str, backend: str) -> None:
+def test_what_is_read_may_be_a_view_of_the_state_on_the_torch_backend(view: str) -> None:
     q, k, v, g, state = token(Case(kind="channel", B=2, K=16, V=16))
     given = {"q": q, "k": k, "v": v, "g": g}
     want_state = state.clone()
     want = gated_linear_attention_step(
-        **given | {view: state[:, :, 0].clone()}, state=want_state, scale=1.0, backend=backend
+        **given | {view: state[:, :, 0].clone()}, state=want_state, scale=1.0, backend="torch"
     )
-    o = gated_linear_attention_step(**given | {view: state[:, :, 0]}, state=state, scale=1.0, backend=backend)
+    o = gated_linear_attention_step(**given | {view: state[:, :, 0]}, state=state, scale=1.0, backend="torch")
     torch.testing.assert_close(o, want)
     torch.testing.assert_close(state, want_state)
 
