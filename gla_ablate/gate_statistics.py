@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -116,13 +117,13 @@ def check(layer: int, most: float) -> None:
 @torch.no_grad()
 def tried(mixer: GLAMixer, tokens: int) -> float | None:
     """The largest log decay of its gate on so many tokens of a standard normal distribution; None where that can't be
-    told so. Of a copy, and PyTorch's generators stay as they were: the trial is the same with it and without."""
+    told so. Of a copy, and all generators stay as they were: the trial is the same with it and without."""
     weight = mixer.q_proj.weight
     if isinstance(weight, DTensor):  # of which this process has a share alone
         return None
     x = torch.randn(1, tokens, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.device)
     try:
-        with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+        with isolate_rng(include_cuda=False), torch.random.fork_rng([weight.device] if weight.is_cuda else []):
             g = copy.deepcopy(mixer.gate).eval().forward(x)  # past its hooks, which are others'
             return highest(g, by_head(g, mixer.heads, x.device)).item()
     except Exception:  # a plugin's gate can do anything; what is wrong with it the first step tells
