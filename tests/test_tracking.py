@@ -255,7 +255,7 @@ def test_a_wrong_sign_is_found_before_the_first_step(tmp_path, scratch_registry)
 
     steps = []
     module = AblationModule(Config(model=check_model(replace(MODEL, gate={"name": "grows"})), data=MQAR))
-    module.model.register_forward_hook(lambda *_: steps.append(1))
+    module.model.blocks[0].register_forward_hook(lambda *_: steps.append(1))
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=2,

@@ -30,8 +30,8 @@ def gated_linear_attention_step(
         g: log forget gate ≤ 0 (nats), computed with like q: None, `[H]` (one fixed decay a head), `[B, H]` (a head
             and token) or `[B, H, K]` (a channel). −inf is allowed. A gate above 0 or NaN is the caller's error.
         state: S `[B, H, K, V]`, contiguous, fp32 (fp64 for fp64 inputs), no memory of which q, k, v or a gate share on
-            the Triton backend; overwritten. It has to be given: zeros at the
-            start of a sequence, or the final state that `gated_linear_attention` gives for a prompt.
+            the Triton backend; overwritten. It has to be given: zeros at the start of a sequence, or the final state
+            that `gated_linear_attention` gives for a prompt.
         gv: log forget gate ≤ 0 on the channels of v, `[B, H, V]`, or None.
         scale: of q; `K ** -0.5` unless given.
         backend: "triton" (CUDA; CPU tensors under `TRITON_INTERPRET=1`), "torch" (plain PyTorch, any device), "auto".

@@ -120,10 +120,10 @@ def load_trial(
     value, step, trouble = pick(by_tag.get(settings.metric), settings)
     status, reason = state(progress, result)
     last = {tag: float(curve["value"].iloc[-1]) for tag, curve in by_tag.items()}
-    if status == "finished" and not curves.ends_as_told(last, result):
+    # of a file without a row only its text tells whether it is sound
+    sound = not metrics.empty or curves.read(curves.text_of(folder / "metrics.csv")) is not None
+    if status == "finished" and not (sound and curves.ends_as_told(last, result)):
         value, step, trouble = None, None, "metrics.csv is damaged: the same command runs it again"
-    elif metrics.empty and curves.read(curves.text_of(folder / "metrics.csv")) is None:
-        trouble = "metrics.csv is damaged: the same command runs it again"
     return Trial(
         id=id,
         point=point,
