@@ -43,16 +43,17 @@ def grid(bk: tuple[int, ...], bv: tuple[int, ...], warps: tuple[int, ...], stage
 def candidates(kernel: str) -> list[Any]:
     """Tiles of K and V, warps, stages: what compiles for Hopper without many spills."""
     transposed = grid((64,), (64,), (4,), (1, 2, 3)) + grid((128,), (64,), (8,), (1, 2))
+    steep = transposed + grid((16,), (64,), (1,), (2, 3, 4)) + grid((32,), (64,), (2,), (1, 2, 3))
     return {
         "prepare_kernel": transposed,
-        "steep_prepare_kernel": transposed,
+        "steep_prepare_kernel": steep,
         "scores_kernel": grid((32, 64, 128), (64,), (4, 8), (1, 2, 3)),
         "scan_kernel": grid((64, 128), (32, 64), (4,), (1, 2, 3, 4)) + grid((64, 128), (64, 128), (8,), (1, 2, 3)),
         "products_kernel": grid((32, 64, 128), (16, 32, 64), (4, 8), (2, 3, 4, 5)),
         "gradient_kernel": transposed,
         "narrow_gradient_kernel": grid((64,), (32, 64), (4, 8), (1, 2, 3)),
         "channel_gradient_kernel": transposed,
-        "steep_gradient_kernel": transposed,
+        "steep_gradient_kernel": steep,
     }[kernel]
 
 

@@ -171,8 +171,9 @@ class Call:
 
     @property
     def matrices(self) -> int:
-        """How many `survey_kernel` forms: to both borders of a tile, about the middle of blocks, and one a level."""
-        return 2 + 1 + self.levels
+        """How many `survey_kernel` forms: to both borders of a tile, about the middle of blocks, one a level, and about
+        the tile's middle."""
+        return 2 + 1 + self.levels + 1
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, device=self.q.device, dtype=dtype or self.numerics.store)

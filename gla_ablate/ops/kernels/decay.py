@@ -26,15 +26,16 @@ def survey_kernel(
     sums, g, steep, tiles, mild, T, NT,
     H: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
-    """What the others need first: sums `[2 + 1 + LEVELS, BT, BT]`, and steep `[tiles, H]`, which tiles are seen to be
+    """What the others need first: sums `[LEVELS + 4, BT, BT]`, and steep `[tiles, H]`, which tiles are seen to be
     steep (see `prepare_kernel`) by their first channels, so that no other kernel reads them in vain.
     Grid: the matrices, and tiles · H.
     """
-    MATRICES: tl.constexpr = 2 + 1 + LEVELS
+    MATRICES: tl.constexpr = LEVELS + 4
     i = tl.program_id(0)
     o_i = tl.arange(0, BT)
     if i < MATRICES:
-        tl.store(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :], counted(i, BT, BLOCK).to(sums.dtype.element_ty))
+        b = counted(i, BT, BLOCK, LEVELS).to(sums.dtype.element_ty)
+        tl.store(sums + i * BT * BT + o_i[:, None] * BT + o_i[None, :], b)
     else:
         i_h, i_t = (i - MATRICES) % H, (i - MATRICES) // H
         i_s, first, length = locate(i_t, tiles, T, NT, VARLEN)
@@ -47,10 +48,11 @@ def survey_kernel(
 
 
 @triton.jit
-def counted(i, BT: tl.constexpr, BLOCK: tl.constexpr):
+def counted(i, BT: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr):
     """Matrix i `[BT, BT]`: which rows count for each row. 0: those up to it, for the decay from the tile's start; 1:
-    those after it, for the decay to the tile's end; then, for w = BLOCK / 2, BLOCK, … BT / 2, those between it and the
-    middle of its 2w rows: in the later half up to it, in the earlier after it."""
+    those after it, for the decay to the tile's end; then, for w = BLOCK / 2, BLOCK, … BT / 2, and BT / 2 again, those
+    between it and the middle of its 2w rows: in the later half up to it, in the earlier after it. In the first and the
+    last of these the earlier half counts −1: what reads from the middle takes exp2 of the sum, what writes of −sum."""
     o_i = tl.arange(0, BT)
     earlier = o_i[None, :] <= o_i[:, None]
     if i == 0:
@@ -58,10 +60,12 @@ def counted(i, BT: tl.constexpr, BLOCK: tl.constexpr):
     elif i == 1:
         b = 1.0 - earlier.to(tl.float32)
     else:
-        w = (BLOCK // 2) << (i - 2)
+        w = (BLOCK // 2) << tl.minimum(i - 2, LEVELS)
         later = (o_i // w % 2 == 1)[:, None]
         near = o_i[:, None] // w == o_i[None, :] // w
         b = (near & (earlier == later)).to(tl.float32)
+        signed = (i == 2) | (i > LEVELS + 2)
+        b = tl.where(later, b, tl.where(signed, 0.0 - b, b))
     return b
 
 
@@ -135,7 +139,25 @@ def collected(b, take):
 @triton.jit
 def gates(g, row, col, width, m_t, m_k, DESC: tl.constexpr, WHOLE: tl.constexpr):
     """log2 gates `[BK, BT]`."""
-    return cut(across(g, row, col, width, m_t, m_k, DESC, WHOLE) * LOG2E, FLOOR)
+    return across(g, row, col, width, m_t, m_k, DESC, WHOLE) * LOG2E
+
+
+@triton.jit
+def floored(b, hard):
+    """Log2 gates with a floor, where some are `hard`: below BOUND, −∞ for one."""
+    if hard:
+        b = cut(b, FLOOR)
+    return b
+
+
+@triton.jit
+def about_blocks(b, take, hard, BOUND: tl.constexpr):
+    """Of log2 gates, from `parts`, the sum to the middle of a block; of `hard` ones with steps cut at BOUND."""
+    if hard:  # noqa: SIM108 (not known until the kernel runs)
+        d = summed(clipped(b, BOUND), take)
+    else:
+        d = summed(b, take)
+    return d
 
 
 @triton.jit
@@ -149,11 +171,3 @@ def between(w: tl.constexpr, BT: tl.constexpr):
     """The pairs `[BT, BT]` of rows in the two halves of the same 2w rows, either way round."""
     o_i = tl.arange(0, BT)
     return (o_i[:, None] // (2 * w) == o_i[None, :] // (2 * w)) & (o_i[:, None] // w != o_i[None, :] // w)
-
-
-@triton.jit
-def centred(b, take, w: tl.constexpr):
-    """The sum between a row and the middle of its 2w rows: d with exp2(d) for what reads there, exp2(−d) for what
-    writes."""
-    d = summed(b, take)
-    return tl.where(is_later(w, take.shape[0]), d, -d)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from gla_ablate.ops.kernels.common import across, beside, chunk_of, locate, store
-from gla_ablate.ops.kernels.decay import centred, collected, gates, matrix
+from gla_ablate.ops.kernels.decay import collected, gates, matrix, summed
 from gla_ablate.ops.kernels.gradient import scores_gradient
 from gla_ablate.ops.kernels.parts import parts, product, turned
 
@@ -36,8 +36,9 @@ def mild_tile(
     o_i = tl.arange(0, BT)
     m_t = o_i < left
     b_a, b_self = scores_gradient(da, own, BT)
+    b_a, b_self = b_a * scale, b_self * scale  # what x brings gets it below
     pairs = parts(tl.where(o_i[:, None] < o_i[None, :], b_a, 0.0), DTYPE)
-    upto, middle = matrix(sums, 0, BT, BT), matrix(sums, LEVELS + 2, BT, BT)
+    upto, middle = matrix(sums, 0, BT, BT), matrix(sums, LEVELS + 3, BT, BT)
     zero = tl.zeros([BK, BT], dtype=tl.float32)
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         col, col_k = i_q * K + i_k * BK, i_h * K + i_k * BK
@@ -48,15 +49,15 @@ def mild_tile(
         if ALL:
             passed = tl.load(flow + own * K + o_k, mask=m_k, other=0.0)[:, None] * early * late
         b_g = gates(g, row, col_k, H * K, m_t, m_k, DESC, FULL)
-        d = centred(parts(b_g, DTYPE), middle, BT // 2)
+        d = summed(parts(b_g, DTYPE), middle)
         b_k = across(k, row, col_k, H * K, m_t, m_k, DESC, FULL).to(tl.float32)
         b_u = product(parts(b_k * tl.exp2(-d), DTYPE), pairs, zero, PRECISION)
-        b_u += beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * early
+        b_u += beside(x, chunk * K + i_k * BK, i_r, R, m_k, m_t, DESC, FULL).to(tl.float32) * (early * scale)
         e = tl.exp2(d)
         b_u *= e
-        store(dq, tl.trans((b_u + b_self * b_k) * scale), row, col, HQ * K, m_t, m_k, OUT)
+        store(dq, tl.trans(b_u + b_self * b_k), row, col, HQ * K, m_t, m_k, OUT)
         if ALL:
-            b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, FULL).to(tl.float32) * scale
+            b_q = across(q, row, col, HQ * K, m_t, m_k, DESC, FULL).to(tl.float32)
             b_z = b_q * b_u
             b_l = product(parts(b_q * e, DTYPE), turned(pairs), zero, PRECISION)
             f = tl.exp2(d * -1.0)  # formed anew: the compiler would keep what it takes for the same number

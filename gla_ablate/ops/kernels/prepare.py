@@ -14,11 +14,11 @@ import triton.language as tl
 
 from gla_ablate.ops.kernels.common import across, locate, store
 from gla_ablate.ops.kernels.decay import (
-    centred,
     gates,
     half_sums,
     is_steep,
     matrix,
+    summed,
 )
 from gla_ablate.ops.kernels.parts import parts, product, turned
 
@@ -61,7 +61,7 @@ def prepare_kernel(
     m_t = o_i < left
     m_i = o_i < BT
     row = first + i_s * BT
-    middle = matrix(sums, LEVELS + 2, BT, BT)
+    middle = matrix(sums, LEVELS + 3, BT, BT)
     acc = tl.zeros([BT, BT], dtype=tl.float32)
     beyond = 0
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
@@ -77,7 +77,7 @@ def prepare_kernel(
         if i_q % GROUP == 0:  # what a group has in common
             keep_decay(decay, halves, early, late, tile, o_k, K)
         if beyond == 0:
-            d = centred(parts(b_g, DTYPE), middle, BT // 2)
+            d = summed(parts(b_g, DTYPE), middle)
             b_e = b_q.to(tl.float32) * scale * tl.exp2(d)
             b_f = b_k.to(tl.float32) * tl.exp2(-d)
             store(qg, tl.trans(b_e * early[:, None]), own * BT, i_k * BK, K, m_i, m_k, DESC)

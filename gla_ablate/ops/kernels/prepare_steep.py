@@ -13,9 +13,9 @@ import triton.language as tl
 
 from gla_ablate.ops.kernels.common import across, locate, store
 from gla_ablate.ops.kernels.decay import (
+    about_blocks,
     between,
-    centred,
-    clipped,
+    floored,
     gates,
     half_sums,
     is_later,
@@ -29,7 +29,7 @@ from gla_ablate.ops.kernels.prepare import keep_decay
 
 @triton.jit
 def half_scores(
-    q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale,
+    q, k, g, qg, kg, decay, halves, scores, steep, sums, tile, tile_q, first, i_s, length, i_q, scale,
     H: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr,
     BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, LATE: tl.constexpr, STAGES: tl.constexpr,
     DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
@@ -49,17 +49,25 @@ def half_scores(
     causal = o_i[:, None] >= o_i[None, :]
     zero = tl.zeros([BS, BS], dtype=tl.float32)
     acc, cross = zero, zero
+    any_hard = 0
     for i_k in tl.range(0, tl.cdiv(K, BK), num_stages=STAGES):
         col, col_q = i_h * K + i_k * BK, i_q * K + i_k * BK
         o_k = i_k * BK + tl.arange(0, BK)
         m_k = o_k < K
         b_g = gates(g, row, col, H * K, m_t, m_k, DESC, WHOLE)
+        least = b_g
+        if HALVED:
+            b_o = gates(g, row_p, col, H * K, m_p, m_k, DESC, WHOLE)
+            least = tl.minimum(b_g, b_o)
+        hard = tl.min(least) < BOUND
+        any_hard = tl.maximum(any_hard, hard.to(tl.int32))
+        b_g = floored(b_g, hard)
         g_parts = parts(b_g, DTYPE)
         b_q = across(q, row, col_q, HQ * K, m_t, m_k, DESC, WHOLE).to(tl.float32) * scale
         b_k = across(k, row, col, H * K, m_t, m_k, DESC, WHOLE).to(tl.float32)
         b_p, b_s = b_q * tl.exp2(summed(g_parts, take[0])), b_k * tl.exp2(summed(g_parts, take[1]))
         if HALVED:
-            b_o = gates(g, row_p, col, H * K, m_p, m_k, DESC, WHOLE)
+            b_o = floored(b_o, hard)
             here, there = tl.exp2(tl.sum(b_g, axis=1)), tl.exp2(tl.sum(b_o, axis=1))
             if LATE:
                 b_f = across(k, row_p, col, H * K, m_p, m_k, DESC, WHOLE).to(tl.float32)
@@ -84,7 +92,7 @@ def half_scores(
             b_z = (tl.where(later, b_q, b_k) * tl.exp2(summed(g_parts, take[level + 3]))).to(DTYPE)
             b_a = tl.dot(tl.trans(b_z), b_z, input_precision=PRECISION)
             acc += tl.where(causal & between(BLOCK << level, BS), b_a, 0.0)
-        d = centred(clipped(g_parts, BOUND), take[2], BLOCK // 2)
+        d = about_blocks(g_parts, take[2], hard, BOUND)
         b_e, b_f = parts(b_q * tl.exp2(d), DTYPE), parts(b_k * tl.exp2(-d), DTYPE)
         b_a = product(turned(b_e), b_f, zero, PRECISION)
         acc += tl.where(causal & (o_i[:, None] // BLOCK == o_i[None, :] // BLOCK), b_a, 0.0)
@@ -92,6 +100,8 @@ def half_scores(
     tl.store(p_a + own, acc.to(scores.dtype.element_ty))
     if HALVED:
         tl.store(p_a + other, cross.to(scores.dtype.element_ty))  # zero above the diagonal
+    if (i_q % GROUP == 0) & (any_hard > 0):
+        tl.store(steep + tile, 2)
 
 
 @triton.jit(do_not_specialize=["T", "NT", "COUNT"])
@@ -101,12 +111,14 @@ def steep_prepare_kernel(
     BLOCK: tl.constexpr, BOUND: tl.constexpr, INNER: tl.constexpr, SPAN: tl.constexpr, STAGES: tl.constexpr,
     VARLEN: tl.constexpr, DESC: tl.constexpr, WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All that `prepare_kernel` gives but `steep`, of tiles marked steep. A program takes half of each of SPAN tiles,
-    one after the other. Grid: tiles/SPAN · HQ · BT/BS."""
+    """All that `prepare_kernel` gives, of tiles marked steep: of `steep` a 2 for those with steps below BOUND, which
+    take a way of their own here and backward. A program takes half of each of SPAN tiles, one after the other. Grid:
+    BT/BS · tiles/SPAN · HQ, see `steep_gradient_kernel`."""
     HQ: tl.constexpr = H * GROUP
     N: tl.constexpr = BT // BS
     pid = tl.program_id(0)
-    i_e, i_q, begin = pid % N, (pid // N) % HQ, pid // (N * HQ) * SPAN
+    per = tl.num_programs(0) // N
+    i_e, i_q, begin = pid // per, pid % HQ, pid % per // HQ * SPAN
     i_h = i_q // GROUP
     if not some_steep(steep, begin, i_h, COUNT, H, SPAN):
         return
@@ -118,11 +130,11 @@ def steep_prepare_kernel(
         if (i_s * BT < length) & (tl.load(steep + tile) != 0):
             if N == 1 or i_e == 0:
                 half_scores(
-                    q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale, H,
-                    GROUP, K, BT, BS, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, DTYPE, PRECISION,
+                    q, k, g, qg, kg, decay, halves, scores, steep, sums, tile, tile_q, first, i_s, length, i_q, scale,
+                    H, GROUP, K, BT, BS, BK, BLOCK, BOUND, INNER, False, STAGES, DESC, WHOLE, DTYPE, PRECISION,
                 )  # fmt: skip
-            else:
+            if N > 1 and i_e > 0:
                 half_scores(
-                    q, k, g, qg, kg, decay, halves, scores, sums, tile, tile_q, first, i_s, length, i_q, scale, H,
-                    GROUP, K, BT, BS, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, DTYPE, PRECISION,
+                    q, k, g, qg, kg, decay, halves, scores, steep, sums, tile, tile_q, first, i_s, length, i_q, scale,
+                    H, GROUP, K, BT, BS, BK, BLOCK, BOUND, INNER, True, STAGES, DESC, WHOLE, DTYPE, PRECISION,
                 )  # fmt: skip

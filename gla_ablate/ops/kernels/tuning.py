@@ -27,6 +27,7 @@ TRANSPOSED = (
     *("prepare_kernel", "steep_prepare_kernel"),
     *("gradient_kernel", "narrow_gradient_kernel", "channel_gradient_kernel", "steep_gradient_kernel"),
 )
+STEEP = "steep_prepare_kernel", "steep_gradient_kernel"
 
 
 def tile(size: int, most: int, least: int = 16) -> int:
@@ -63,8 +64,9 @@ def tuning(
         most = most._replace(num_warps=4 if kernel == "products_kernel" else 2, num_stages=1)
     if kernel == "crossing_kernel" and min(K, V) <= 32:
         most = most._replace(num_warps=2, num_stages=1)  # for the same reason, whichever axis has the rows
-    # channels are the rows of the transposed tiles, and whole warp groups take 64 rows
-    least = 64 if dtype == torch.bfloat16 and kernel in TRANSPOSED else 16
+    # channels are the rows of the transposed tiles: whole warp groups take 64, of which single warps take 16 each
+    rows = 16 * most.num_warps if most.num_warps < 4 else 64
+    least = rows if dtype == torch.bfloat16 and kernel in TRANSPOSED else 16
     # where it forms dv, of gates a head or a token, tiles of 32 columns are wrong with Triton 3.6
     columns = least if kernel == "narrow_gradient_kernel" else 16
     return most._replace(bk=tile(K, most.bk, least), bv=tile(V, most.bv, columns))
@@ -104,6 +106,9 @@ def largest(
         return Tuning(128, 32, 8, 5) if chunk == 128 else Tuning(32, 64, 8, 2)
     if kernel == "narrow_gradient_kernel":
         return Tuning(64, 64, 4, 2) if narrow else Tuning(64, 32, 4, 1)
+    if kernel in STEEP and narrow:
+        # long chains of small products: warp groups would wait for each of them, single warps go on
+        return Tuning(16, 64, 1, 3) if kernel == "steep_prepare_kernel" else Tuning(32, 64, 2, 2)
     if kernel in TRANSPOSED:
         return Tuning(64, 64, 4, 3 if kernel == "prepare_kernel" else 2) if narrow else Tuning(32, 64, 4, 1)
     return Tuning(64, 64, 4, 2) if narrow else Tuning(32, 32, 4, 2)  # scores_kernel
