@@ -116,7 +116,7 @@ def gated_linear_attention(
         check_values(q, g, gv, cu_seqlens)
     device = q.device.type
     dtype = promoted(q, k, v)
-    if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):  # which meta tensors have not
         dtype = torch.get_autocast_dtype(device)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     kind = resolve_backend(backend, q.device, dtype)
