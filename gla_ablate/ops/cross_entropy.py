@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gla_ablate.ops.checks import check_derivatives
-from gla_ablate.ops.op import resolve_backend
+from gla_ablate.ops.op import autocasts, resolve_backend
 
 # Logits that are there at a time. The kernel keeps them in 16 bits and turns them into their gradient in place; plain
 # PyTorch has several copies in fp32. (32,768 tokens of width 1024 on an H200 with the kernel: 14.0, 12.9, 11.6, 11.5 ms
@@ -43,7 +43,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, bac
         raise ValueError(f"targets: got {list(targets.shape)}, takes {list(hidden.shape[:1])}")
     kind = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    casts = dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    casts = autocasts(kind, dtype)
     if casts:
         dtype = torch.get_autocast_dtype(kind)
     if hidden.shape[0] * weight.shape[0] <= AT_ONCE["torch"]:

@@ -116,7 +116,7 @@ def gated_linear_attention(
         check_values(q, g, gv, cu_seqlens)
     device = q.device.type
     dtype = promoted(q, k, v)
-    if dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):  # which meta tensors have not
+    if autocasts(device, dtype):
         dtype = torch.get_autocast_dtype(device)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     kind = resolve_backend(backend, q.device, dtype)
@@ -141,9 +141,14 @@ def gated_linear_attention(
     return o, end if output_final_state else None
 
 
+def autocasts(device: str, dtype: torch.dtype) -> bool:
+    """Whether autocast is on there, and for `dtype`. Meta tensors have none; PyTorch 2.11 can say so, but not compile
+    the question."""
+    return dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device)
+
+
 def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """Some kinds of device, like meta, have none."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def packed_chunkwise(
