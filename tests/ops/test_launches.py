@@ -189,13 +189,16 @@ def test_grouped_heads_repeat_nothing(kind: str, launches: list[tuple[str, dict[
             assert got is None or getattr(got, "base", got).shape[1] == CASE.H
 
 
+@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize(
-    ("strength", "seen", "steep"), [("strong", 1, 1), ("weak", 0, 0), ("uneven", 0, 1), ("resets", 1, 1)]
+    ("strength", "seen", "steep", "hard"),
+    [("strong", 1, 1, 1), ("weak", 0, 0, 0), ("uneven", 0, 1, 1), ("resets", 1, 1, 2)],
 )
-def test_the_first_look_finds_what_the_first_channels_show(
-    strength: str, seen: int, steep: int, monkeypatch: pytest.MonkeyPatch
+def test_what_is_known_of_a_tile_from_kernel_to_kernel(
+    strength: str, seen: int, steep: int, hard: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = leaves(Case(strength=strength, T=96, chunk=32), torch.float32)
+    """By its first channels, by all, and whether it has steps to cut."""
+    given = leaves(Case(strength=strength, T=96, chunk=32, group=group), torch.float32)
     found: dict[str, Tensor] = {}
     real = calls.launch
 
@@ -208,6 +211,7 @@ def test_the_first_look_finds_what_the_first_channels_show(
     gated_linear_attention(*(given[name] for name in ("q", "k", "v", "g")), chunk_size=32, backend="triton")
     assert found["survey_kernel"].unique().tolist() == [seen]
     assert found["prepare_kernel"].unique().tolist() == [steep]
+    assert found["steep_prepare_kernel"].unique().tolist() == [hard]
 
 
 def test_what_a_scalar_gate_takes_beside_none(monkeypatch: pytest.MonkeyPatch) -> None:
