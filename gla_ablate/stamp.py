@@ -4,6 +4,7 @@ checkout held beyond its commit."""
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -94,7 +95,10 @@ def driver() -> str | None:
 
 
 def installed(package: str) -> str | None:
-    """The version of a distribution; None if it isn't installed (triton on a machine without CUDA)."""
+    """The version of a distribution, as the stamp has it; None if it isn't installed (triton on a machine without
+    CUDA)."""
+    if package == "torch" and (found := torch_version()) is not None:
+        return found
     try:
         return version(package)
     except PackageNotFoundError:
@@ -140,3 +144,16 @@ def git(folder: Path, *arguments: str, **environment: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode("utf-8", errors="surrogateescape")
+
+
+def torch_version() -> str | None:
+    """`torch.__version__` without the import: with its CUDA, which the distribution's name needn't have."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        told = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^__version__ = '(.+)'$", told, re.MULTILINE)
+    return found and found.group(1)

@@ -120,6 +120,12 @@ def test_a_damaged_stamp_is_no_hindrance(damaged, tmp_path, monkeypatch):
     assert int(slots[0]["OMP_NUM_THREADS"]) == len(os.sched_getaffinity(0))
 
 
+def test_of_torch_a_build_is_told_from_another_and_from_itself_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stamp, "version", lambda name: torch.__version__.split("+")[0])  # as on PyPI
+    assert changes({"versions": {"torch": torch.__version__}}) == changes({})
+    assert [x for x in changes({"versions": {"torch": "2.0+cu1"}}) if x == f"torch 2.0+cu1, now {torch.__version__}"]
+
+
 def test_a_folder_that_is_no_trials_or_is_in_use_is_refused(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no config.yaml here" in capsys.readouterr().err
