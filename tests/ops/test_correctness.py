@@ -11,7 +11,17 @@ import torch
 import triton
 import triton.language as tl
 
-from gla_ablate.ops.kernels import call, cutting, decay, gradient_channel, gradient_steep, lookback, prepare, tuning
+from gla_ablate.ops.kernels import (
+    call,
+    cutting,
+    decay,
+    gradient_channel,
+    gradient_steep,
+    lookback,
+    prepare,
+    prepare_steep,
+    tuning,
+)
 from tests.ops.cases import GPU, KINDS, STRENGTHS, Case, check, computed, errors
 
 pytestmark = [
@@ -335,7 +345,7 @@ def test_two_halves_and_the_anchors_of_16_bits_are_right(
 ) -> None:
     narrow = replace(call.NUMERICS[torch.bfloat16], store=torch.float32)
     monkeypatch.setitem(call.NUMERICS, torch.float32, narrow)
-    for module in (decay, prepare, gradient_channel, gradient_steep):
+    for module in (decay, prepare, prepare_steep, gradient_channel, gradient_steep):
         if hasattr(module, "parts"):
             monkeypatch.setattr(module, "parts", two_parts)
     case = replace(Case(strength=strength), T=128, H=1, K=32, V=16, chunk=128, lengths=lengths)

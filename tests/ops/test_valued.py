@@ -4,6 +4,7 @@ Without a GPU the kernels run in the interpreter, in fp32; on one in all dtypes,
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,19 @@ def test_torch_backend_is_right(case: Case) -> None:
 @pytest.mark.parametrize("case", (PAIRS if GPU else FEW) + SHAPES + LARGE, ids=lambda case: case.id)
 def test_kernels_are_right(case: Case, dtype: torch.dtype) -> None:
     check(case, "triton", dtype)
+
+
+@pytest.mark.parametrize(
+    ("strength", "values", "want"), [("weak", "usual", 0), ("strong", "strong", 1), ("weak", "strong", 3)]
+)
+def test_both_axes_take_the_same_tiles_for_steep(
+    strength: str, values: str, want: int, launches: list[tuple[str, dict[str, Any]]]
+) -> None:
+    """Along an axis that is mild nobody has looked for steps to cut, so there may be some."""
+    computed(replace(SMALL, strength=strength, values=values, T=32), "triton", torch.float32)
+    marks = [arguments["steep"].unique().tolist() for name, arguments in launches if name == "steep_gradient_kernel"]
+    assert marks[-2:] == [[want], [want]]
+    assert {arguments["steep"].dtype for _, arguments in launches if "steep" in arguments} == {torch.int32}
 
 
 @pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.id)

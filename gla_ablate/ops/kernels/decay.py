@@ -1,9 +1,10 @@
-r"""Gates on channels: decay between the rows of a tile, as products of 0/1 matrices with the gates.
+r"""Gates on channels: decay between the rows of a tile, as products of matrices of 0 and ±1 with the gates.
 
-Every exponent is a sum over the rows between a row and an anchor, so a matrix of zeros and ones sums it, on the units
-that have time to spare; and its transpose takes gradients back to the gates. The matrices are exact in 16 bits, and a
-gate is in two halves of 16 bits, so that a sum is off by 2^−16 of itself; fp32 takes three products of tf32. Steps are
-floored where exp2 gives 0 in any case: −inf would be NaN wherever it meets a zero of the matrix.
+Every exponent is a sum over the rows between a row and an anchor, so a matrix of zeros and ones (−1 where what writes
+comes first) sums it, on the units that have time to spare; and its transpose takes gradients back to the gates. The
+matrices are exact in 16 bits, and a gate is in two halves of 16 bits, so that a sum is off by 2^−16 of itself; fp32
+takes three products of tf32. Where there are steps below BOUND they are floored where exp2 gives 0 in any case: −inf
+would be NaN wherever it meets a zero of the matrix. A tile that has −inf is never mild.
 
 The tiles of these kernels are transposed, channels by rows `[BK, BT]`: what is multiplied with a matrix over rows is
 then the left operand, which comes from the registers where the last product left it. The other way round it would go
@@ -144,7 +145,7 @@ def gates(g, row, col, width, m_t, m_k, DESC: tl.constexpr, WHOLE: tl.constexpr)
 
 @triton.jit
 def floored(b, hard):
-    """Log2 gates with a floor, where some are `hard`: below BOUND, −∞ for one."""
+    """The log2 gates, not below FLOOR. Only looked after if they are `hard`: if there may be some below BOUND."""
     if hard:
         b = cut(b, FLOOR)
     return b

@@ -15,9 +15,9 @@ class Saved(NamedTuple):
     """What a forward pass knows and the backward pass needs: the scores `[tiles, HQ, BT, BT]` (empty where scans form
     their own), the states `[chunks, H, V, K]`, and for gates on channels q and k with the decay to their tile's
     borders, `[tiles, HQ, BT, K]` and `[tiles, H, BT, K]`, what whole tiles and their halves let through, `[tiles, H,
-    K]` and `[tiles, H, 2, K]`, which tiles are steep, and the matrices of `survey_kernel`; as `decay` for gates a token
-    what `kept_row_decay` takes, `[tiles, H, 2, BT]`; where packed sequences lie, as `Call.memory` holds it. HQ: the
-    heads of q."""
+    K]` and `[tiles, H, 2, K]`, which tiles are steep (1; 2 and more: they may have steps to cut), and the matrices of
+    `survey_kernel`; as `decay` for gates a token what `kept_row_decay` takes, `[tiles, H, 2, BT]`; where packed
+    sequences lie, as `Call.memory` holds it. HQ: the heads of q."""
 
     scores: Tensor
     states: Tensor | None

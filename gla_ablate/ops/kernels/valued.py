@@ -64,7 +64,7 @@ def value_axis(call: Call, x: Tensor, gv: Tensor) -> Call:
 
 
 def steepness(call: Call, saved: Saved) -> Tensor | None:
-    """`[tiles, H]`: which tiles are steep along the axis of keys; None without a gate on them."""
+    """`[tiles, H]`: which tiles are steep along the axis of keys, see `Saved`; None without a gate on them."""
     if call.g is None or saved.steep is not None:
         return saved.steep
     B, T, H = call.shape[:3]
@@ -141,7 +141,8 @@ def backward(
         del h, dh
         if (marks := steepness(call, saved)) is not None and own.steep is not None:
             # a pair that doesn't cross a step may outweigh those that do by the decay along the other axis, too
-            either = marks | own.steep
+            # 2: the steep kernels of an axis have not looked for steps to cut in a tile that is mild along it
+            either = marks | own.steep | 2 * (marks != own.steep).to(marks.dtype)
             saved, own = saved._replace(steep=either), own._replace(steep=either)
         learned = g is not None and (learned or call.kind == CHANNEL)
         dq, dk, dg = driver.gradients(call, saved, inner(along_k, own.scores), learned)
