@@ -44,6 +44,7 @@ class Local:
 
     @contextmanager
     def open(self, todo: list[Trial], folder: Path) -> Iterator[Place]:
+        check_backend(todo, self.slots)
         yield Place(starter(self.slots), self.slots, len(self.slots))
 
 
@@ -120,6 +121,20 @@ def widest(grid: Sequence[Trial]) -> int:
             "torchrun or srun on each node starts it (docs/scaling.md)"
         )
     return max((trial.config.trainer.devices for trial in grid), default=1)
+
+
+def check_backend(todo: Sequence[Trial], slots: Sequence[dict[str, str]]) -> None:
+    """That no trial asks for a GPU's kernels where there is none: each of them would fail in its turn. Raises
+    `ConfigError`."""
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+    if interpreted or any("CUDA_VISIBLE_DEVICES" in slot for slot in slots):
+        return
+    wanting = [trial.id for trial in todo if trial.config.model.backend == "triton"]
+    if wanting:
+        raise ConfigError(
+            f"model.backend: got 'triton' in {len(wanting)} of {len(todo)} trials to run ({wanting[0]}), takes it "
+            "where there is a GPU, and here is none; 'auto' takes 'torch' then"
+        )
 
 
 def check_installed(package: str, extra: str | None = None) -> None:

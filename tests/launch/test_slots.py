@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from gla_ablate.config import Config, ModelConfig
 from gla_ablate.errors import ConfigError
+from gla_ablate.experiment import Trial
 from gla_ablate.launch import slots
+from gla_ablate.launch.places import Local
 
 
 @pytest.fixture
@@ -94,3 +97,33 @@ def test_a_trial_on_several_devices_has_a_slot_with_as_many_gpus(machine):
 def test_without_gpus_a_trial_on_several_devices_has_cores_for_them(machine, cores, count):
     machine(cores)
     assert len(slots.divide(None, devices=2)) == count
+
+
+@pytest.mark.parametrize(
+    ("gpus", "interpreted", "backends", "refused"),
+    [
+        (0, None, ("torch", "triton", "triton"), "got 'triton' in 2 of 3 trials to run \\(b\\)"),
+        (0, "1", ("torch", "triton", "triton"), None),
+        (1, None, ("torch", "triton", "triton"), None),
+        (0, None, ("torch", "auto", "auto"), None),
+    ],
+)
+def test_kernels_for_a_gpu_are_refused_before_any_trial_where_there_is_none(
+    machine, monkeypatch, tmp_path, gpus, interpreted, backends, refused
+):
+    machine(4, gpus=gpus)
+    if interpreted is None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    else:
+        monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+    trials = [
+        Trial(name, {}, 0, Config(model=ModelConfig(backend=backend)))
+        for name, backend in zip("abc", backends, strict=True)
+    ]
+    place = Local(None, None).open(trials, tmp_path)
+    if refused is None:
+        with place as found:
+            assert len(found.slots) == max(gpus, 2 - gpus)
+    else:
+        with pytest.raises(ConfigError, match=refused), place:
+            pytest.fail("it opened")
