@@ -126,15 +126,18 @@ def widest(grid: Sequence[Trial]) -> int:
 def check_backend(todo: Sequence[Trial], slots: Sequence[dict[str, str]]) -> None:
     """That no trial asks for a GPU's kernels where there is none: each of them would fail in its turn. Raises
     `ConfigError`."""
-    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-    if interpreted or any("CUDA_VISIBLE_DEVICES" in slot for slot in slots):
-        return
     wanting = [trial.id for trial in todo if trial.config.model.backend == "triton"]
-    if wanting:
+    if not wanting or any("CUDA_VISIBLE_DEVICES" in slot for slot in slots):
+        return
+    from gla_ablate.ops.op import resolve_backend  # Triton, which else no launcher needs
+
+    try:
+        resolve_backend("triton", "cpu")
+    except ValueError as error:
         raise ConfigError(
             f"model.backend: got 'triton' in {len(wanting)} of {len(todo)} trials to run ({wanting[0]}), takes it "
             "where there is a GPU, and here is none; 'auto' takes 'torch' then"
-        )
+        ) from error
 
 
 def check_installed(package: str, extra: str | None = None) -> None:

@@ -102,20 +102,17 @@ def test_without_gpus_a_trial_on_several_devices_has_cores_for_them(machine, cor
 @pytest.mark.parametrize(
     ("gpus", "interpreted", "backends", "refused"),
     [
-        (0, None, ("torch", "triton", "triton"), "got 'triton' in 2 of 3 trials to run \\(b\\)"),
-        (0, "1", ("torch", "triton", "triton"), None),
-        (1, None, ("torch", "triton", "triton"), None),
-        (0, None, ("torch", "auto", "auto"), None),
+        (0, False, ("torch", "triton", "triton"), "got 'triton' in 2 of 3 trials to run \\(b\\)"),
+        (0, True, ("torch", "triton", "triton"), None),
+        (1, False, ("torch", "triton", "triton"), None),
+        (0, False, ("torch", "auto", "auto"), None),
     ],
 )
 def test_kernels_for_a_gpu_are_refused_before_any_trial_where_there_is_none(
     machine, monkeypatch, tmp_path, gpus, interpreted, backends, refused
 ):
     machine(4, gpus=gpus)
-    if interpreted is None:
-        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    else:
-        monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+    monkeypatch.setattr("gla_ablate.ops.op.interpreted", lambda: interpreted)
     trials = [
         Trial(name, {}, 0, Config(model=ModelConfig(backend=backend)))
         for name, backend in zip("abc", backends, strict=True)
