@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from gla_ablate.ops.kernels import (
+    blocks,
     call,
     cutting,
     decay,
@@ -66,7 +67,7 @@ LARGE = [
     for K, V in (((512, 512),) if GPU else ((512, 16), (16, 512)))
 ]
 SPANS = [
-    Case(strength="turning", T=300, H=1, chunk=32),
+    Case(strength="turning", T=300, chunk=32),
     Case(strength="strong", T=220, H=1, chunk=32, lengths=(70, 0, 33, 117), group=2),
 ]
 # tiles that end at odd places compile to other machine code, of which each is checked
@@ -320,13 +321,27 @@ SMALL = [
     )
 ]
 
+BLOCKS = [
+    replace(Case(strength=strength, T=T, H=1, K=40, V=24), **more)
+    for strength, T, more in (
+        ("strong", 47, {}),
+        ("uneven", 81, {"group": 2}),
+        ("strong", 130, {"lengths": (33, 0, 97)}),
+        ("uneven", 100, {"values": "usual"}),
+        ("usual", 70, {"values": "strong"}),
+    )
+]
+
 
 @pytest.mark.skipif(GPU, reason="bf16 runs so on a GPU, where fp32 would not fit")
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", SMALL + BLOCKS, ids=lambda case: case.id)
 def test_chunks_of_several_large_tiles_are_right(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As bf16 has them on a GPU, in the interpreter's fp32: 64 rows a tile, up to 4 tiles between two states."""
+    """As bf16 has them on a GPU, in the interpreter's fp32: 64 rows a tile, up to 4 tiles between two states, half a
+    steep tile as two blocks."""
     wide, narrow = call.NUMERICS[torch.float32], call.NUMERICS[torch.bfloat16]
-    monkeypatch.setitem(call.NUMERICS, torch.float32, replace(wide, tile=narrow.tile, keep=narrow.keep))
+    # 8 rows of 2^15 each are what fp32 has room for
+    large = replace(narrow, store=wide.store, precision=wide.precision, mild=wide.mild, bound=-15.0)
+    monkeypatch.setitem(call.NUMERICS, torch.float32, large)
     check(case, "triton", torch.float32)
 
 
@@ -345,7 +360,7 @@ def test_two_halves_and_the_anchors_of_16_bits_are_right(
 ) -> None:
     narrow = replace(call.NUMERICS[torch.bfloat16], store=torch.float32)
     monkeypatch.setitem(call.NUMERICS, torch.float32, narrow)
-    for module in (decay, prepare, prepare_steep, gradient_channel, gradient_steep):
+    for module in (blocks, decay, prepare, prepare_steep, gradient_channel, gradient_steep):
         if hasattr(module, "parts"):
             monkeypatch.setattr(module, "parts", two_parts)
     case = replace(Case(strength=strength), T=128, H=1, K=32, V=16, chunk=128, lengths=lengths)

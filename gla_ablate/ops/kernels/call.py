@@ -22,6 +22,7 @@ from gla_ablate.ops.kernels.tuning import Tuning, pieces, tuning
 
 SPAN = 4
 BUSY = 512  # programs: about what a chip runs at a time
+LEAST = 16  # rows and columns that matrix units take at once
 NARROW = 64  # channels of q and k that a program takes at once
 FEWEST = 3  # segments that are worth going over a sequence twice; of states of more than 128 channels, 2
 TABLES = {"tiles": 8, "tile_base": 1, "chunk_base": 1, "segments": 4, "own_segments": 3}  # numbers of 32 bits a row
@@ -38,14 +39,13 @@ class Numerics:
     tile: int  # the most rows of a tile: its sums and scores must fit in shared memory several times
     keep: int  # the most rows between two states that are kept
     mild: float  # nats over half a tile up to which one anchor serves all of it
-    exact: bool  # whether a sum over pairs must hold none that has to cancel
 
 
 # fp16 has neither the range for states and anchored factors nor bf16's room: its products run on fp32 operands.
 NUMERICS = {
-    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -13.0, 64, 256, 60.0, False),
-    torch.float16: Numerics(torch.float32, "tf32", 16, -13.0, 32, 32, 60.0, False),
-    torch.float32: Numerics(torch.float32, "tf32x3", 8, -27.0, 32, 32, 4.0, True),
+    torch.bfloat16: Numerics(torch.bfloat16, "tf32", 16, -13.0, 64, 256, 60.0),
+    torch.float16: Numerics(torch.float32, "tf32", 16, -13.0, 32, 32, 60.0),
+    torch.float32: Numerics(torch.float32, "tf32x3", 8, -27.0, 32, 32, 4.0),
 }
 TL_DTYPE = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -155,7 +155,12 @@ class Call:
     @property
     def half(self) -> int:
         """Rows of a program that takes half a steep tile, where a half is as much as matrix units take."""
-        return max(self.bt // 2, min(16, self.bt))
+        return max(self.bt // 2, min(LEAST, self.bt))
+
+    @property
+    def inner(self) -> int:
+        """1 if half a steep tile is two blocks of rows, 0 if it is one."""
+        return self.half // self.numerics.block - 1
 
     @cached_property
     def span(self) -> int:
@@ -165,9 +170,7 @@ class Call:
         if self.kind != CHANNEL:
             return SPAN if self.forms_dv and self.tiles * self.heads >= SPAN * FILLED else 1
         programs = self.tiles * self.heads * (self.bt // self.half)
-        if programs >= 8 * SPAN * BUSY:
-            return SPAN
-        return SPAN // 2 if programs >= SPAN // 2 * BUSY else 1
+        return next((n for n in (SPAN, SPAN // 2) if programs >= 8 * n * BUSY), 1)
 
     @property
     def matrices(self) -> int:
@@ -256,7 +259,7 @@ class Call:
             "SEG": self.segments.size, "NSEG": self.segments.each,
             "BT": self.bt, "TPC": self.chunk // self.bt, "COUNT": self.tiles, "SPAN": self.span,
             "BLOCK": self.numerics.block, "LEVELS": self.levels,
-            "EXACT": self.numerics.exact, "BS": self.half, "INNER": (self.half // self.numerics.block).bit_length() - 1,
+            "BS": self.half, "INNER": self.inner, "TWO": self.inner == 1 and self.numerics.block >= LEAST,
             "GATE": self.kind, "VARLEN": self.cu_seqlens is not None, "WHOLE": self.whole,
             "DTYPE": TL_DTYPE[self.numerics.store], "PRECISION": self.numerics.precision,
             "scale": self.scale, "BOUND": self.numerics.bound,

@@ -129,12 +129,12 @@ def summed(b, take):
 
 
 @triton.jit
-def collected(b, take):
-    """The transpose of `summed`: over the rows for which `take` marks each row."""
+def collected(b, take, acc=None):
+    """The transpose of `summed`: over the rows for which `take` marks each row; and acc."""
     if len(b) == 1:
-        return tl.dot(b[0], take, input_precision="tf32x3")
+        return tl.dot(b[0], take, acc, input_precision="tf32x3")
     else:
-        return tl.dot(b[0], take, tl.dot(b[1], take))
+        return tl.dot(b[0], take, tl.dot(b[1], take, acc))
 
 
 @triton.jit
@@ -144,21 +144,36 @@ def gates(g, row, col, width, m_t, m_k, DESC: tl.constexpr, WHOLE: tl.constexpr)
 
 
 @triton.jit
-def floored(b, hard):
-    """The log2 gates, not below FLOOR. Only looked after if they are `hard`: if there may be some below BOUND."""
-    if hard:
-        b = cut(b, FLOOR)
-    return b
+def floored(b):
+    """The log2 gates, not below FLOOR."""
+    return cut(b, FLOOR)
 
 
 @triton.jit
-def about_blocks(b, take, hard, BOUND: tl.constexpr):
+def about_block(b, take, hard, BOUND: tl.constexpr):
     """Of log2 gates, from `parts`, the sum to the middle of a block; of `hard` ones with steps cut at BOUND."""
     if hard:  # noqa: SIM108 (not known until the kernel runs)
         d = summed(clipped(b, BOUND), take)
     else:
         d = summed(b, take)
     return d
+
+
+@triton.jit
+def about_blocks(a, b, take, hard, BOUND: tl.constexpr):
+    """As `about_block`, of two blocks under one condition, across which nothing else could move."""
+    if hard:
+        c, d = summed(clipped(a, BOUND), take), summed(clipped(b, BOUND), take)
+    else:
+        c, d = summed(a, take), summed(b, take)
+    return c, d
+
+
+@triton.jit
+def through(e):
+    """What all rows let through `[BK]`, of what those up to each let through: what the last finds."""
+    last = tl.arange(0, e.shape[1])[None, :] == e.shape[1] - 1
+    return tl.sum(tl.where(last, e, 0.0), axis=1)
 
 
 @triton.jit

@@ -191,7 +191,7 @@ def gradients(
         kernels = channel_gradient_kernel, steep_gradient_kernel
         own |= {"g": call.g}
         out |= {"dg": dg}
-        kept |= {"halves": saved.halves, "steep": saved.steep, "sums": saved.sums, "ALL": every}
+        kept |= {"halves": saved.halves, "steep": saved.steep, "sums": saved.sums, "ALL": every, "g_rows": call.g}
     else:
         dg = room_for_dg(call, learned)
         kept |= {"dg": dg, "LEARNED": learned}

@@ -33,3 +33,15 @@ def turned(b):
         return (tl.trans(b[0]),)
     else:
         return (tl.trans(b[0]), tl.trans(b[1]))
+
+
+@triton.jit
+def apart(b):
+    """The earlier and the later half of the rows of b `[BK, 2 N]`, which stay in the registers where they are."""
+    return tl.split(tl.permute(tl.reshape(b, [b.shape[0], 2, b.shape[1] // 2]), (0, 2, 1)))
+
+
+@triton.jit
+def together(a, b):
+    """What `apart` took apart."""
+    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), [a.shape[0], 2 * a.shape[1]])
