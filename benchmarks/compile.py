@@ -48,7 +48,8 @@ from gla_ablate.ops.checks import CHUNK_SIZES
 from gla_ablate.ops.kernels import driver, valued
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
-SHARED, REGISTERS, WARPS = 228 * 1024, 65536, 64  # of a multiprocessor of an H100 or H200; a program has 1 KB less
+SHARED, WARPS = 228 * 1024, 64  # of a multiprocessor of an H100 or H200; a program has 1 KB less
+QUARTERS, REGISTERS = 4, 16384  # a warp's registers are those of one quarter
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Launch = tuple[str, Any, dict[str, Any]]  # "ships" or not, kernel, arguments
 COLUMNS = ("shape", "gate", "kernel", "BK", "BV", "warps", "stages", "registers", "shared KB", "programs",
@@ -127,8 +128,8 @@ def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     warps, shared = options["num_warps"], made.metadata.shared
     if shared + 1024 > SHARED:
         raise ValueError(f"{shared // 1024} KB of shared memory, more than the {SHARED // 1024 - 1} of a program")
-    # a multiprocessor hands out registers 256 at a time to a warp, and keeps 1 KB of shared memory for each program
-    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
+    # registers are handed out 256 at a time to a warp, and 1 KB of shared memory is kept for each program
+    by_registers = QUARTERS * (REGISTERS // (-(-registers * 32 // 256) * 256)) // warps
     return {
         "registers": registers, "shared": shared, "instructions": code.total(),
         "programs": min(by_registers, SHARED // (shared + 1024), WARPS // warps),

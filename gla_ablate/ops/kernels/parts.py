@@ -37,7 +37,7 @@ def turned(b):
 
 @triton.jit
 def apart(b):
-    """The earlier and the later half of the rows of b `[BK, 2 N]`, which stay in the registers where they are."""
+    """The earlier and the later half of the rows of b `[BK, 2 N]`, which mostly stay in their registers."""
     return tl.split(tl.permute(tl.reshape(b, [b.shape[0], 2, b.shape[1] // 2]), (0, 2, 1)))
 
 
