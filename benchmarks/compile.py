@@ -48,7 +48,7 @@ from gla_ablate.ops.checks import CHUNK_SIZES
 from gla_ablate.ops.kernels import driver, valued
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
-SHARED, WARPS = 228 * 1024, 64  # of a multiprocessor of an H100 or H200; a program has 1 KB less
+SHARED, WARPS, PROGRAMS = 228 * 1024, 64, 32  # of a multiprocessor of an H100 or H200; a program has 1 KB less
 QUARTERS, REGISTERS = 4, 16384  # a warp's registers are those of one quarter
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Launch = tuple[str, Any, dict[str, Any]]  # "ships" or not, kernel, arguments
@@ -132,7 +132,7 @@ def measure(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     by_registers = QUARTERS * (REGISTERS // (-(-registers * 32 // 256) * 256)) // warps
     return {
         "registers": registers, "shared": shared, "instructions": code.total(),
-        "programs": min(by_registers, SHARED // (shared + 1024), WARPS // warps),
+        "programs": min(by_registers, SHARED // (shared + 1024), WARPS // warps, PROGRAMS),
         "spills": code["LDL"] + code["STL"], "HGMMA": code["HGMMA"], "HMMA": code["HMMA"],
         "waits": sum(n for name, n in code.items() if name.startswith("WARPGROUP.DEPBAR")),
     }  # fmt: skip

@@ -1,9 +1,9 @@
 """What the rows of half a steep tile give each other, backward: in blocks, whose rows meet about the block's centre.
 
 There alone an exponent may be positive, and steps are cut at BOUND; rows of two blocks meet at the border between
-them. Functions take q, k and log2 gates of the rows; x and y as they are at the borders of the half; `passed`, what
-passes over all of it; pairs of dA; `take`, the first matrices of `survey_kernel`. They return dq and dk, but for the
-pairs of a row with itself, and dg. All are transposed, channels by rows.
+them. `masked_blocks` and `two_blocks` take q, k and log2 gates of the rows; x and y as they are at the borders of the
+half; `passed`, what passes over all of it; pairs of dA; `take`, the first matrices of `survey_kernel`. They return dq
+and dk, but for the pairs of a row with itself, and dg. All are transposed, channels by rows.
 """
 
 from __future__ import annotations
@@ -73,8 +73,11 @@ def two_blocks(
     WHOLE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Two blocks as a tile each: the later is to the earlier what y is to both, the earlier to the later what x is.
-    pairs: inside the earlier, inside the later, between them. Conditions are few, and sums begin with the last one's
-    result, for products wait for each other across neither; the order is one that needs no more registers."""
+    pairs: inside the earlier, inside the later, between them.
+
+    What cut steps take is done under two conditions, for the compiler moves nothing across one, and before the sums
+    that it goes into: if what is stored came from a condition, it would change its layout on its way, cut or not. The
+    order of the lines is one that spills no registers."""
     q_1, q_2 = apart(b_q)
     k_1, k_2 = apart(b_k)
     x_1, x_2 = apart(b_x)

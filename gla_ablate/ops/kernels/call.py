@@ -149,7 +149,7 @@ class Call:
 
     @cached_property
     def levels(self) -> int:
-        """Of the tree of halves over the diagonal blocks of a tile."""
+        """How often a block doubles until it is a tile."""
         return (self.bt // self.numerics.block).bit_length() - 1
 
     @property
@@ -165,8 +165,8 @@ class Call:
     @cached_property
     def span(self) -> int:
         """Tiles that a program for steep ones looks through: to begin a program in vain takes longer than to look, but
-        the last ones to begin leave fewer idle if they are short. And those of a narrow head's program that loads one
-        while it works on another, where that leaves enough programs."""
+        the last ones to begin leave fewer idle if they are short (one at 4096 programs, by measurement). And those of a
+        narrow head's program that loads one while it works on another, where that leaves enough programs."""
         if self.kind != CHANNEL:
             return SPAN if self.forms_dv and self.tiles * self.heads >= SPAN * FILLED else 1
         programs = self.tiles * self.heads * (self.bt // self.half)
@@ -174,8 +174,8 @@ class Call:
 
     @property
     def matrices(self) -> int:
-        """How many `survey_kernel` forms: to both borders of a tile, about the middle of blocks, one a level, and about
-        the tile's middle."""
+        """How many `survey_kernel` forms: to both borders of a tile, about the middle of blocks, one a level (of which
+        the first is read where half a tile is two small blocks), and about the tile's middle."""
         return 2 + 1 + self.levels + 1
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -3,8 +3,8 @@ r"""Gates on channels: decay between the rows of a tile, as products of matrices
 Every exponent is a sum over the rows between a row and an anchor, so a matrix of zeros and ones (−1 where what writes
 comes first) sums it, on the units that have time to spare; and its transpose takes gradients back to the gates. The
 matrices are exact in 16 bits, and a gate is in two halves of 16 bits, so that a sum is off by 2^−16 of itself; fp32
-takes three products of tf32. Where there are steps below BOUND they are floored where exp2 gives 0 in any case: −inf
-would be NaN wherever it meets a zero of the matrix. A tile that has −inf is never mild.
+takes three products of tf32. In steep tiles gates are floored where exp2 gives 0 in any case: −inf would be
+NaN wherever it meets a zero of the matrix. A tile that has −inf is never mild.
 
 The tiles of these kernels are transposed, channels by rows `[BK, BT]`: what is multiplied with a matrix over rows is
 then the left operand, which comes from the registers where the last product left it. The other way round it would go
