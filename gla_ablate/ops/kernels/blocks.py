@@ -50,9 +50,8 @@ def masked_blocks(
     zero = tl.zeros(b_q.shape, dtype=tl.float32)
     b_x *= tl.exp2(summed(g_parts, take[0]))
     b_y *= tl.exp2(summed(g_parts, take[1]))
-    b_u, b_l, b_z = inside(
-        b_q, b_k, about_block(g_parts, take[2], hard, BOUND), pairs[0], take[2], DTYPE, PRECISION
-    )  # fmt: skip
+    d = about_block(g_parts, take[2], hard, BOUND)
+    b_u, b_l, b_z = inside(b_q, b_k, d, pairs[0], take[2], DTYPE, PRECISION)
     if hard:
         b_z = lighter(b_z, g_rows, row, col, width, m_t, m_k, BOUND, WHOLE)
     b_dg = read_and_left(b_q, b_k, b_x, b_y, passed + b_z, take, DTYPE)
