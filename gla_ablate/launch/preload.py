@@ -4,7 +4,7 @@
 import gla_ablate.launch.server_signals
 
 # isort: split
-import tensorboard.compat  # noqa: F401
+import tensorboard.compat  # noqa: F401 (so that trials have it)
 
 import gla_ablate.fit
-import gla_ablate.trial  # noqa: F401
+import gla_ablate.trial  # noqa: F401 (so that trials have it)
